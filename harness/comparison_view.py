@@ -1,0 +1,189 @@
+"""Build the saved view in which a person compares the trials of a study in MLflow's pages.
+
+A saved view is one tag of an experiment: the name under which the page lists it, and the page's
+own state, packed. The format is MLflow's own and documented nowhere; it was read off a view that
+a person saved. A page that no longer knows it shows its plain list of runs instead.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import NAMESPACE_URL, uuid5
+
+Json = dict[str, object]
+
+_SECTION = "harness"
+
+
+@dataclass(frozen=True)
+class View:
+    """One saved view: `key` names it in a link, `value` is what MLflow keeps."""
+
+    key: str
+    value: str
+
+
+def build(
+    study: str,
+    *,
+    settings: Sequence[str],
+    accuracy: str = "val_accuracy",
+    now_ms: int | None = None,
+) -> View:
+    """The view of one study: its charts, its columns, its trials and controls beside the baseline.
+
+    Args:
+        study: the study's id, as the runs carry it in their tag `study`.
+        settings: names of the searched params, in the order of their axes.
+        accuracy: the per-step metric to compare by; its summary is `final_` + this name.
+        now_ms: when the view was made, by default now.
+    """
+    made_ms = int(time.time() * 1000) if now_ms is None else now_ms
+    packed = base64.b64encode(zlib.compress(json.dumps(state(study, settings, accuracy)).encode()))
+    saved = {
+        "name": f"harness: {study}",
+        "createdAt": made_ms,
+        "updatedAt": made_ms,
+        "state": "deflate;" + packed.decode("ascii"),
+    }
+    return View(key=view_key(study), value=json.dumps(saved))
+
+
+def view_key(study: str) -> str:
+    """The name of the study's view in a link: letters, digits, - and _ only."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "-", study)
+    if plain != study:
+        plain += "-" + hashlib.sha256(study.encode()).hexdigest()[:6]
+    return f"harness-{plain}"
+
+
+def state(study: str, settings: Sequence[str], accuracy: str) -> Json:
+    """The page's state, before it is packed."""
+    final = f"final_{accuracy}"
+    columns = [
+        "tags.`role`",
+        "params.`criterion`",
+        f"metrics.`{final}`",
+        "metrics.`final_flops_reduction`",
+        *(f"params.`{setting}`" for setting in settings),
+    ]
+    return {
+        # Nested runs stay folded under their parent unless the list is filtered and sorted.
+        "searchFilter": f"tags.study = {_quoted(study)} and tags.role != 'study'",
+        "orderByKey": f"metrics.`{final}`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": columns,
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": _charts(study, settings, accuracy),
+        "compareRunSections": [
+            {
+                "uuid": _SECTION,
+                "name": "Pruning: accuracy against compute",
+                "display": True,
+                "isReordered": False,
+                "deleted": False,
+                "isGenerated": False,
+                "columns": 2,
+                "cardHeight": 420,
+            }
+        ],
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "globalLineChartConfig": {
+            "xAxisKey": "step",
+            "lineSmoothness": 0,
+            "selectedXAxisMetricKey": "",
+        },
+    }
+
+
+def _charts(study: str, settings: Sequence[str], accuracy: str) -> list[Json]:
+    final, reduction = f"final_{accuracy}", "final_flops_reduction"
+    charts: list[Json] = [
+        {
+            "type": "LINE",
+            "displayName": f"{accuracy} while FLOPs fall",
+            "metricKey": accuracy,
+            "selectedMetricKeys": [accuracy],
+            "lineSmoothness": 0,
+            "xAxisScaleType": "linear",
+            "scaleType": "linear",
+            "range": {},
+            "xAxisKey": "metric",
+            "selectedXAxisMetricKey": "flops_reduction",
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "ignoreOutliers": False,
+            "useGlobalXaxisKey": False,
+            "useGlobalLineSmoothing": True,
+            "selectedYAxisMetricKey": "metric",
+        },
+        {
+            "type": "SCATTER",
+            "displayName": "final: accuracy against FLOPs removed",
+            "xaxis": {"key": reduction, "type": "METRIC"},
+            "yaxis": {"key": final, "type": "METRIC"},
+        },
+    ]
+    if settings:
+        charts.append(
+            {
+                "type": "PARALLEL",
+                "displayName": "settings and what came of them",
+                "selectedParams": list(settings),
+                "selectedMetrics": [reduction, final],
+                "showAllRuns": False,
+            }
+        )
+    if len(settings) > 1:
+        charts.append(
+            {
+                "type": "CONTOUR",
+                "displayName": f"{final} over {settings[0]} and {settings[-1]}",
+                "xaxis": {"key": settings[-1], "type": "PARAM"},
+                "yaxis": {"key": settings[0], "type": "PARAM"},
+                "zaxis": {"key": final, "type": "METRIC"},
+            }
+        )
+    charts.append({"type": "BAR", "displayName": final, "metricKey": final})
+    charts.append(
+        {
+            "type": "IMAGE",
+            "displayName": "channels left in each layer",
+            "imageKeys": ["layer_widths"],
+            "step": 0,
+            "showRunParams": True,
+        }
+    )
+    common: Json = {
+        "runsCountToCompare": 100,
+        "metricSectionId": _SECTION,
+        "deleted": False,
+        "isGenerated": False,
+    }
+    return [
+        # The page keeps a person's changes to a chart under its id: one study, one set of ids.
+        {"uuid": uuid5(NAMESPACE_URL, f"{study}/{chart['type']}").hex, **common, **chart}
+        for chart in charts
+    ]
+
+
+def _quoted(text: str) -> str:
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"

@@ -1,0 +1,443 @@
+"""Trace a network; find the channels that live and die together; say what cannot be cut, and why.
+
+A *group* is a set of parameter slices that must be cut in step: the layers that write its channels,
+the norms they pass, the layers that read them. Channels are numbered by their place in the whole,
+unpruned network, for ever: a `Plan` is a list of such numbers, whatever was cut before.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from harness.engine.cost import Cost, LayerCost, Product, macs_by_layer
+from harness.engine.rules import PRODUCTS, RULES, Ids, operator
+from harness.errors import GraphError
+
+Example = Tensor | tuple[Tensor, ...]
+# Modules whose output a gate may stand on: one call, one tensor, channels in a known dimension.
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d,
+                 nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One dimension of one parameter or buffer, and the channel that each of its positions holds.
+
+    channel: (size,) numbers of the group's channels, -1 where the position is not this group's.
+    role: 'writer' produces the channel, 'reader' consumes it, 'affine' accompanies it.
+    """
+
+    tensor: str
+    dim: int
+    channel: Tensor
+    role: str
+
+    @property
+    def layer(self) -> str:
+        return layer_of(self.tensor)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are cut in step. `filters`: (channels,) convolution outputs behind each."""
+
+    name: str
+    channels: int
+    slices: tuple[Slice, ...]
+    filters: Tensor
+
+    @property
+    def writers(self) -> tuple[Slice, ...]:
+        """The slices of weights that produce the channels, not of their biases."""
+        return tuple(s for s in self.slices if s.role == "writer")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that write the group."""
+        return tuple(dict.fromkeys(s.layer for s in self.writers))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays. `kept`: group -> original channels, ascending; `parameters`: the same for tensors.
+
+    `parameters` is {tensor name: {dimension: kept original indices}} for every tensor that is
+    smaller than in the whole network, under every name that the tensor has.
+    """
+
+    kept: Mapping[str, Tensor]
+    parameters: Mapping[str, Mapping[int, Tensor]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan) or self.kept.keys() != other.kept.keys():
+            return False
+        return all(torch.equal(k, other.kept[name]) for name, k in self.kept.items())
+
+    def as_json(self) -> dict[str, list[int]]:
+        return {name: kept.tolist() for name, kept in self.kept.items()}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced network: groups that can be cut, what is frozen and why, and what multiplies."""
+
+    groups: tuple[Group, ...]
+    frozen: Mapping[str, str]
+    products: tuple[Product, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    itemsize: Mapping[str, int]
+    names: Mapping[str, tuple[str, ...]]
+    buffers: frozenset[str]
+    convolutions: Mapping[str, int]
+    gates: Mapping[str, str]
+    uncounted: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def freeze(self, reasons: Mapping[str, str]) -> "Graph":
+        """The same graph with these groups no longer to be cut."""
+        kept = tuple(g for g in self.groups if g.name not in reasons)
+        return replace(self, groups=kept, frozen={**self.frozen, **reasons})
+
+    def whole(self) -> Plan:
+        """The plan that keeps everything."""
+        return self.plan({})
+
+    def plan(self, kept: Mapping[str, Iterable[int] | Tensor]) -> Plan:
+        """Complete `kept` (groups not named stay whole) and work out every tensor's share.
+
+        Raises GraphError for a group that cannot be cut, or a channel that it does not have.
+        """
+        full: dict[str, Tensor] = {}
+        by_name = {g.name: g for g in self.groups}
+        for name in kept:
+            if name not in by_name:
+                why = self.frozen.get(name, "no such group")
+                raise GraphError(f"group '{name}' cannot be cut: {why}.")
+        for group in self.groups:
+            wanted = torch.as_tensor(kept.get(group.name, range(group.channels)), dtype=torch.long)
+            wanted = wanted.reshape(-1).unique()
+            if not len(wanted) or wanted[0] < 0 or wanted[-1] >= group.channels:
+                raise GraphError(f"group '{group.name}' has channels 0 to {group.channels - 1}, "
+                                 f"at least one must stay; asked to keep {wanted.tolist()}.")
+            full[group.name] = wanted
+        return Plan(full, self._parameters(full))
+
+    def _parameters(self, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+        gone: dict[tuple[str, int], Tensor] = {}
+        for group in self.groups:
+            alive = torch.zeros(group.channels, dtype=torch.bool)
+            alive[kept[group.name]] = True
+            if bool(alive.all()):
+                continue
+            for s in group.slices:
+                own = s.channel >= 0
+                lost = torch.zeros_like(own)
+                lost[own] = ~alive[s.channel[own]]
+                before = gone.get((s.tensor, s.dim))
+                gone[s.tensor, s.dim] = lost if before is None else before | lost
+        parameters: dict[str, dict[int, Tensor]] = {}
+        for (tensor, dim), lost in gone.items():
+            if bool(lost.any()):
+                for name in self.names[tensor]:
+                    parameters.setdefault(name, {})[dim] = (~lost).nonzero().flatten()
+        return parameters
+
+    def cost(self, plan: Plan | None = None) -> Cost:
+        """Exact counts of the network cut by `plan` (None: the whole network)."""
+        cut = plan.parameters if plan else {}
+        shapes = {}
+        for name, shape in self.shapes.items():
+            kept = cut.get(name, {})
+            shapes[name] = [len(kept[d]) if d in kept else n for d, n in enumerate(shape)]
+        numel = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
+        macs = macs_by_layer(self.products, numel)
+        filters = {layer_of(w): shapes[w][dim] for w, dim in self.convolutions.items()}
+        params: dict[str, int] = {}
+        for name in self.shapes:
+            if name not in self.buffers:
+                params[layer_of(name)] = params.get(layer_of(name), 0) + numel[name]
+        layers = tuple(LayerCost(layer, filters.get(layer, 0), params.get(layer, 0), macs.get(layer, 0))
+                       for layer in dict.fromkeys([*params, *macs]))
+        return Cost(macs=sum(macs.values()), params=sum(params.values()),
+                    bytes=sum(numel[n] * self.itemsize[n] for n in self.shapes),
+                    filters=sum(filters.values()), layers=layers, uncounted=self.uncounted)
+
+
+def layer_of(tensor: str) -> str:
+    """The module that owns a tensor: its name up to the last dot."""
+    return tensor.rpartition(".")[0]
+
+
+def trace(model: nn.Module, example: Example) -> Graph:
+    """Trace on the meta device (nothing is computed or allocated), in eval and in train mode.
+
+    The train-mode graph brings in what only training runs (auxiliary heads). The model itself is
+    not touched. `example`: one input or a tuple of them, the first dimension being the batch.
+    Raises GraphError if torch.export cannot trace the model.
+    """
+    args = example if isinstance(example, tuple) else (example,)
+    blank = meta_copy(model)
+    inputs = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in args)
+    tracer = Tracer(model, batch=_batch(args))
+    notes = []
+    for training in (False, True):
+        try:
+            program = torch.export.export(blank.train(training), inputs, strict=False)
+        except Exception as error:  # torch.export raises a zoo of types
+            if not training:
+                raise GraphError(f"torch.export cannot trace {type(model).__name__}: "
+                                 f"{_first_line(error)}") from error
+            notes.append(f"the train-mode graph could not be traced: {_first_line(error)}")
+            continue
+        tracer.walk(program, blank, counted=not training)
+    return tracer.graph(tuple(notes))
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """The same modules with tensors that hold no data; tensors that were tied stay tied."""
+    memo: dict[int, object] = {}
+    for parameter in model.parameters():
+        blank = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = blank
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(model, memo)
+
+
+def _batch(args: tuple[object, ...]) -> int:
+    sizes = [a.shape[0] for a in args if isinstance(a, Tensor) and a.dim() > 0]
+    return int(sizes[0]) if sizes else 1
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+class Tracer:
+    """Walks exported programs of one model with the rules, and collects what they say."""
+
+    def __init__(self, model: nn.Module, *, batch: int) -> None:
+        self._model = model
+        self._batch = batch
+        self._names = _tensor_names(model)
+        self._canonical = {n: names[0] for names in self._names.values() for n in names}
+        self._tensors = {**dict(model.named_parameters(remove_duplicate=False)),
+                         **dict(model.named_buffers(remove_duplicate=False))}
+        self._atoms = 0
+        self._slices: dict[tuple[str, int], tuple[Tensor, str]] = {}
+        self._edges: list[tuple[Tensor, Tensor]] = []
+        self._frozen: list[tuple[Tensor, str]] = []
+        self._products: list[Product] = []
+        self._convolutions: dict[str, int] = {}  # weight -> the dimension that holds its filters
+        self._uncounted: dict[str, int] = {}
+        self._gates: dict[str, str] = {}
+        self._values: dict[Node, "Ids | list[Ids]"] = {}
+        self._parameter: dict[Node, str] = {}
+        self._counting = True
+
+    # What a rule may ask and say.
+
+    def ids(self, node: object) -> Ids:
+        if not isinstance(node, Node):
+            return None
+        value = self._values.get(node)
+        return value if isinstance(value, Tensor) else None
+
+    def shape(self, node: object) -> tuple[int, ...]:
+        value = node.meta.get("val") if isinstance(node, Node) else None
+        return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
+
+    def tensor(self, node: object) -> str | None:
+        return self._parameter.get(node) if isinstance(node, Node) else None
+
+    def write(self, tensor: str, dim: int) -> Tensor:
+        if (tensor, dim) not in self._slices:
+            size = self._tensors[tensor].shape[dim]
+            atoms = torch.arange(self._atoms, self._atoms + size)
+            self._atoms += size
+            self._slices[tensor, dim] = (atoms, "writer")
+        return self._slices[tensor, dim][0]
+
+    def read(self, tensor: str, dim: int, ids: Ids, role: str) -> None:
+        size = self._tensors[tensor].shape[dim]
+        now = torch.full((size,), -1) if ids is None else ids
+        if (tensor, dim) not in self._slices:
+            self._slices[tensor, dim] = (now, role)
+            return
+        before, first_role = self._slices[tensor, dim]
+        both = (before >= 0) & (now >= 0)
+        self.tie(before[both], now[both])
+        alone = torch.where(both, torch.full_like(now, -1), torch.maximum(before, now))
+        self.freeze(alone, "a layer used twice reads them once beside values that cannot be cut")
+        self._slices[tensor, dim] = (torch.maximum(before, now), first_role)
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        if a.numel():
+            self._edges.append((a.reshape(-1), b.reshape(-1)))
+
+    def freeze(self, ids: Ids, reason: str) -> None:
+        if ids is not None and bool((ids >= 0).any()):
+            self._frozen.append((ids[ids >= 0].reshape(-1), reason))
+
+    def multiply(self, node: Node, weight: str | None, rows: int, macs: int) -> None:
+        if weight and "conv" in operator(node):
+            self._convolutions[weight] = 1 if "transpose" in operator(node) else 0
+        if self._counting:
+            share = self._batch if (rows or macs) % self._batch == 0 else 1
+            layer = layer_of(weight) if weight else ""
+            self._products.append(
+                Product(layer, operator(node), weight, rows // share, macs // share))
+
+    # The walk.
+
+    def walk(self, program: torch.export.ExportedProgram, blank: nn.Module, *, counted: bool) -> None:
+        """Follow one exported program; `counted` if its products and operators are to be counted."""
+        self._counting = counted
+        self._values, self._parameter = {}, {}
+        signature = program.graph_signature
+        owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in owned:
+                    self._parameter[node] = self._canonical[owned[node.name]]
+            elif node.op == "call_function":
+                self._values[node] = self._visit(node)
+            elif node.op == "output":
+                for leaf in _leaves(node.args):
+                    self.freeze(self.ids(leaf), "output of the network")
+
+    def _visit(self, node: Node) -> "Ids | list[Ids]":
+        name = operator(node).removeprefix("aten.").split(".")[0]
+        if name in ("<built-in function getitem>", "getitem") or "getitem" in str(node.target):
+            source = self._values.get(cast(Node, node.args[0]))
+            index = node.args[1]
+            return source[cast(int, index)] if isinstance(source, list) else None
+        rule = RULES.get(name)
+        if name in PRODUCTS:
+            self.multiply(node, None, 0, PRODUCTS[name](self, node))
+        elif self._counting and not _multiplies(name) and self.shape(node):
+            self._uncounted[operator(node)] = self._uncounted.get(operator(node), 0) + 1
+        if rule is None:
+            for leaf in _leaves(node.args) + _leaves(tuple(node.kwargs.values())):
+                value = self._values.get(leaf)
+                for ids in value if isinstance(value, list) else [value]:
+                    self.freeze(ids, f"{operator(node)} has no rule")
+            return None
+        self._note_gate(node, name)
+        return rule(self, node)
+
+    def _note_gate(self, node: Node, name: str) -> None:
+        """Where the channels of a layer can be weighed: behind its batch norm, else behind itself."""
+        if name.startswith("conv") or name == "linear":
+            weight = self.tensor(node.args[1])
+            if weight is None:
+                return
+            users = list(node.users)
+            norm = users[0] if len(users) == 1 and "batch_norm" in str(users[0].target) else None
+            scale = self.tensor(norm.args[1]) if norm is not None else None
+            gate = layer_of(scale) if scale else layer_of(weight)
+            module = self._model.get_submodule(gate)
+            if isinstance(module, (*_CONVOLUTIONS, *_NORMS, nn.Linear)):
+                self._gates.setdefault(weight, gate)
+
+    # The answer.
+
+    def graph(self, notes: tuple[str, ...]) -> Graph:
+        """Solve the ties: atoms -> channels -> groups."""
+        label = _components(self._atoms, self._edges)
+        slices = {key: (torch.where(ids >= 0, label[ids.clamp_min(0)], -1), role)
+                  for key, (ids, role) in self._slices.items()}
+        writers = [ids[ids >= 0] for ids, role in slices.values() if role == "writer"]
+        together = [(ids[:1].expand(len(ids) - 1), ids[1:]) for ids in writers if len(ids) > 1]
+        family = _components(self._atoms, [*self._edges, *together])
+        groups = {root: self._group(root, label, family, slices)
+                  for root in family.unique().tolist()}
+        frozen = {groups[root].name: reason for root, reason in self._reasons(family).items()}
+        shapes = {n[0]: tuple(self._tensors[n[0]].shape) for n in self._names.values()}
+        buffers = frozenset(n for n, _ in self._model.named_buffers())
+        return Graph(
+            groups=tuple(g for g in groups.values() if g.name not in frozen), frozen=frozen,
+            products=tuple(self._products), shapes=shapes,
+            itemsize={n: self._tensors[n].element_size() for n in shapes},
+            names={names[0]: tuple(names) for names in self._names.values()}, buffers=buffers,
+            convolutions=dict(self._convolutions), gates=dict(self._gates),
+            uncounted=dict(self._uncounted), notes=notes)
+
+    def _reasons(self, family: Tensor) -> dict[int, str]:
+        found: dict[int, list[str]] = {}
+        for ids, reason in self._frozen:
+            for f in family[ids].unique().tolist():
+                if reason not in found.setdefault(f, []):
+                    found[f].append(reason)
+        return {f: "; ".join(texts) for f, texts in found.items()}
+
+    def _group(self, root: int, label: Tensor, family: Tensor,
+               slices: Mapping[tuple[str, int], tuple[Tensor, str]]) -> Group:
+        channels = label[family == root].unique()  # ascending: in the order of the first writer
+        number = torch.full((self._atoms,), -1)
+        number[channels] = torch.arange(len(channels))
+        parts = []
+        filters = torch.zeros(len(channels), dtype=torch.long)
+        for (tensor, dim), (ids, role) in slices.items():
+            channel = torch.where(ids >= 0, number[ids.clamp_min(0)], -1)
+            if bool((channel >= 0).any()):
+                parts.append(Slice(tensor, dim, channel, role))
+                if role == "writer" and self._convolutions.get(tensor) == dim:
+                    filters.index_add_(0, channel[channel >= 0],
+                                       torch.ones(int((channel >= 0).sum()), dtype=torch.long))
+        first = next(p for p in parts if p.role == "writer")
+        return Group(layer_of(first.tensor) or first.tensor, len(channels), tuple(parts), filters)
+
+
+def _multiplies(name: str) -> bool:
+    return name.startswith("conv") or name == "linear"
+
+
+def _tensor_names(model: nn.Module) -> dict[int, list[str]]:
+    """Tensor object -> all its names, parameters and buffers, in the model's order."""
+    names: dict[int, list[str]] = {}
+    everything = [*model.named_parameters(remove_duplicate=False),
+                  *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in everything:
+        names.setdefault(id(tensor), []).append(name)
+    return names
+
+
+def _leaves(args: object) -> list[Node]:
+    if isinstance(args, Node):
+        return [args]
+    if isinstance(args, dict):
+        return [n for v in args.values() for n in _leaves(v)]
+    if isinstance(args, list | tuple):
+        return [n for v in args for n in _leaves(v)]
+    return []
+
+
+def _components(size: int, edges: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """(size,) smallest number of the connected component of each; min-label with pointer jumps."""
+    label = torch.arange(size)
+    if not edges:
+        return label
+    a, b = (torch.cat(side) for side in zip(*edges))
+    while True:
+        low = torch.minimum(label[a], label[b])
+        new = label.clone()
+        for end in (a, b, label[a], label[b]):
+            new.scatter_reduce_(0, end, low, "amin")
+        new = new[new]
+        if torch.equal(new, label):
+            return label
+        label = new

@@ -1,0 +1,244 @@
+"""Trace, gather, score, select, cut: the engine on one page."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from harness.engine.certificate import Certificate, certify
+from harness.engine.cost import Cost
+from harness.engine.criteria import Criterion, Score, Scores, criterion_of, score
+from harness.engine.evidence import Activity, Batch, Evidence, Loss, taylor_pass
+from harness.engine.graph import Example, Graph, Plan, trace
+from harness.engine.selection import Counts, Floors, Selection, select
+from harness.engine.surgery import Transaction, cut
+from harness.errors import ConfigError, GraphError, SurgeryError, TargetError, UnknownName, unknown
+
+RESOURCES = ("filters", "channels", "params", "macs", "flops")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` did. `model` is the caller's own, cut in place.
+
+    before, after: counted costs. frozen: group -> why it was not pruned. bound: group -> the floor
+    that held it back. certificate: None if it was not asked for.
+    """
+
+    model: nn.Module
+    plan: Plan
+    before: Cost
+    after: Cost
+    frozen: Mapping[str, str]
+    bound: Mapping[str, str]
+    certificate: Certificate | None
+    graph: Graph
+
+
+def prune(model: nn.Module, example: Example, *, target: Mapping[str, float],
+          criterion: str | Criterion | Score = "l1",
+          floors: Floors | Mapping[str, object] | None = None, round_to: int = 1,
+          ignore: Sequence[str] = (), batches: Iterable[Batch] | None = None,
+          loss: Loss = nn.functional.cross_entropy, normalize: str = "auto",
+          certify_cut: bool = True, seed: int = 0) -> Result:
+    """Cut channels out of any module, exactly, in place, all or nothing.
+
+    target: shares in (0, 1) to remove, by resource: {"filters": 0.5} half of the convolution
+        output channels, "channels" of all groups (linear layers included), "params", "macs" or
+        "flops". With several, all are met.
+    example: an input or a tuple of them; the first dimension is the batch. Two or more different
+        examples make the certificate sharper.
+    criterion: a name (`harness.CRITERIA`), or a function score(group, evidence).
+    floors: what must stay, see `Floors`. round_to: widths become multiples of it.
+    ignore: names of modules whose output channels stay.
+    batches, loss: (input, target) pairs for criteria of activations; loss is a mean over a batch.
+    normalize: 'auto' (the criterion's own), 'none', 'l2' or 'mean', within each group.
+
+    Raises TargetError, nothing touched, if the floors and what is frozen do not allow the target;
+    SurgeryError if the certificate does not hold; GraphError, ConfigError, UnknownName.
+    """
+    wanted = criterion_of(criterion)
+    enough = _enough(target)
+    limits = _floors(floors)
+    if round_to < 1:
+        raise ConfigError(f"round_to: {round_to} must be at least 1.")
+    graph = ignoring(trace(model, example), ignore, model)
+    whole = graph.whole()
+    before = graph.cost()
+    activity: Mapping[str, Activity] = {}
+    if wanted.needs == "activity":
+        if batches is None:
+            raise GraphError("this criterion weighs activations: give batches=[(input, target), ...].")
+        activity = taylor_pass(model, graph, batches, loss)
+    while True:
+        scores = rank(model, graph, whole, wanted, activity=activity, normalize=normalize, seed=seed)
+        selection = select(graph, scores, enough(graph), floors=limits, round_to=round_to,
+                           filters_only=set(target) == {"filters"})
+        if not selection.reached:
+            raise TargetError(unreachable(graph, selection, target))
+        culprits, certificate = try_cut(model, graph, whole, selection.plan, example,
+                                        certify_cut=certify_cut)
+        if not culprits:
+            break
+        graph = graph.freeze(culprits)
+        whole = graph.whole()
+    return Result(model, selection.plan, before, graph.cost(selection.plan), graph.frozen,
+                  selection.bound, certificate, graph)
+
+
+def rank(model: nn.Module, graph: Graph, plan: Plan, criterion: Criterion, *,
+         activity: Mapping[str, Activity], normalize: str = "auto", seed: int = 0) -> Scores:
+    """Scores of the channels that `plan` keeps, from the model's weights and gathered activity."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    evidence = Evidence(graph, plan, weights, activity, torch.Generator().manual_seed(seed))
+    return score(graph, criterion, evidence, normalize)
+
+
+def try_cut(model: nn.Module, graph: Graph, before: Plan, after: Plan, example: Example, *,
+            certify_cut: bool = True) -> tuple[dict[str, str], Certificate | None]:
+    """Cut; run the user's own forward; check the certificate. On any failure the model is as before.
+
+    Returns: groups that cannot be cut because `forward` holds a size ({} if the cut stands), and
+    the certificate. Raises SurgeryError if the forward fails for no one group, or the certificate
+    does not hold.
+    """
+    dense = copy.deepcopy(model) if certify_cut else None
+    forward = Forward(model, example)
+    transaction = Transaction(model)
+    with transaction:
+        cut(model, before, after)
+        failure = forward.failure()
+        if failure is None:
+            certificate = None
+            if dense is not None:
+                certificate = certify(dense, model, graph, before, after, example)
+                if not certificate.holds:
+                    raise SurgeryError(
+                        "the cut network does not compute what the silenced one does: difference "
+                        f"{certificate.difference:.2g} of the spread, tolerance "
+                        f"{certificate.tolerance:.0g}. The model is as it was. Please report it.")
+            return {}, certificate
+    transaction.undo()
+    culprits = _sizes_in_forward(model, graph, before, after, forward)
+    if not culprits:
+        raise SurgeryError(f"the forward fails after the cut: {failure}. The model is as it was.")
+    return culprits, None
+
+
+class Forward:
+    """A model's own forward, tried in the modes in which it runs before a cut. Changes no state.
+
+    It runs on the meta device, where nothing is computed; on a real copy where the forward looks
+    at values (a batch norm without momentum, control flow).
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self._model = model
+        self._args = example if isinstance(example, tuple) else (example,)
+        modes = (False, True)
+        self._on_meta = any(self._failure(t, on_meta=True) is None for t in modes)
+        self._modes = [t for t in modes if self._failure(t, on_meta=self._on_meta) is None]
+
+    def failure(self) -> str | None:
+        """What the forward raises now in one of those modes; None if it runs."""
+        failures = (self._failure(training, on_meta=self._on_meta) for training in self._modes)
+        return next((f for f in failures if f is not None), None)
+
+    def _failure(self, training: bool, *, on_meta: bool) -> str | None:
+        def placed(tensor: Tensor) -> Tensor:
+            return tensor.detach().to("meta") if on_meta else tensor.detach().clone()
+
+        names = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        inputs = tuple(a.to("meta") if on_meta and isinstance(a, Tensor) else a for a in self._args)
+        modes = [(m, m.training) for m in self._model.modules()]
+        try:
+            self._model.train(training)
+            with torch.no_grad():
+                functional_call(self._model, {n: placed(t) for n, t in names.items()}, inputs)
+        except Exception as error:  # whatever a user's forward raises
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        finally:
+            for module, was_training in modes:
+                module.training = was_training
+        return None
+
+
+def _sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan,
+                      forward: Forward) -> dict[str, str]:
+    """Groups that, cut alone, break the forward."""
+    culprits = {}
+    for group in graph.groups:
+        if len(after.kept[group.name]) == len(before.kept[group.name]):
+            continue
+        alone = graph.plan({**before.kept, group.name: after.kept[group.name]})
+        transaction = Transaction(model)
+        cut(model, before, alone)
+        failure = forward.failure()
+        transaction.undo()
+        if failure:
+            culprits[group.name] = f"size written in forward ({failure})"
+    return culprits
+
+
+def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:
+    """Freeze the groups that the named modules (or their children) write.
+
+    Raises UnknownName for a module that the model does not have.
+    """
+    modules = {name for name, _ in model.named_modules()} - {""}
+    wrong = [unknown("module", name, modules) for name in names if name not in modules]
+    if wrong:
+        raise UnknownName("ignore: " + "; ".join(wrong))
+    reasons = {}
+    for group in graph.groups:
+        hits = [n for n in names for layer in group.layers if f"{layer}.".startswith(f"{n}.")]
+        if hits:
+            reasons[group.name] = f"ignored by name ({hits[0]})"
+    return graph.freeze(reasons)
+
+
+def unreachable(graph: Graph, selection: Selection, target: Mapping[str, float]) -> str:
+    """Sentence for a target that cannot be met: what is nearest, and what stands in the way."""
+    whole, counts = graph.cost(), selection.counts
+    totals = {"filters": (counts.filters, whole.filters), "params": (counts.params, whole.params),
+              "macs": (counts.macs, whole.macs), "flops": (counts.macs, whole.macs),
+              "channels": (counts.channels, sum(g.channels for g in graph.groups))}
+    nearest = ", ".join(f"{1 - totals[r][0] / max(1, totals[r][1]):.1%} of the {r} can go, "
+                        f"{share:.1%} asked" for r, share in target.items())
+    reasons = [f"  {g}: {why}" for g, why in [*selection.bound.items(), *graph.frozen.items()]]
+    return f"the target cannot be met: {nearest}. In the way:\n" + "\n".join(reasons)
+
+
+def _enough(target: Mapping[str, float]) -> Callable[[Graph], Callable[[Counts], bool]]:
+    wrong = [unknown("resource", name, RESOURCES) for name in target if name not in RESOURCES]
+    wrong += [f"{name}: {share} must be a share above 0 and below 1"
+              for name, share in target.items() if not 0 < share < 1]
+    if wrong or not target:
+        raise ConfigError("target: " + ("; ".join(wrong) or f"name one of {', '.join(RESOURCES)}."))
+
+    def of(graph: Graph) -> Callable[[Counts], bool]:
+        whole = graph.cost()
+        totals = {"filters": whole.filters, "params": whole.params, "macs": whole.macs,
+                  "flops": whole.macs, "channels": sum(g.channels for g in graph.groups)}
+        # 1e-9: a share such as 0.7 must not ask for one more because it is 0.7000000000000001.
+        left = {r: totals[r] * (1 - share) + 1e-9 * totals[r] for r, share in target.items()}
+        return lambda counts: all(_left(counts, r) <= limit for r, limit in left.items())
+
+    return of
+
+
+def _left(counts: Counts, resource: str) -> int:
+    return int(getattr(counts, "macs" if resource == "flops" else resource))
+
+
+def _floors(floors: Floors | Mapping[str, object] | None) -> Floors:
+    if isinstance(floors, Floors):
+        return floors
+    known = Floors.__dataclass_fields__
+    wrong = [unknown("floor", name, known) for name in floors or {} if name not in known]
+    if wrong:
+        raise ConfigError("floors: " + "; ".join(wrong))
+    return Floors(**(floors or {}))  # type: ignore[arg-type]

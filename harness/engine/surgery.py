@@ -1,0 +1,124 @@
+"""Cut a plan out of a model, and replay a cut on a fresh one. All or nothing, in place.
+
+Tensors keep their identity (an optimiser or a tied module that holds them sees the cut), and the
+attributes that repeat their sizes are brought up to date.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from harness.engine.graph import Plan
+from harness.errors import SurgeryError
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d,
+                 nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features",
+          "num_parameters")
+
+
+class Transaction:
+    """Remembers tensors and sizes of a model; puts them back if the block raises."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = [(t, t.data) for t in [*model.parameters(), *model.buffers()]]
+        self._sizes = [(m, a, getattr(m, a)) for m in model.modules() for a in _SIZES
+                       if isinstance(m.__dict__.get(a), int)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.undo()
+
+    def undo(self) -> None:
+        for tensor, data in self._tensors:
+            tensor.data = data
+        for module, attribute, size in self._sizes:
+            setattr(module, attribute, size)
+
+
+def cut(model: nn.Module, before: Plan, after: Plan) -> None:
+    """Bring a model that is cut by `before` to `after`; gradients of cut tensors are dropped.
+
+    Raises SurgeryError, the model untouched, if it is not cut by `before`, or if `after` keeps
+    what `before` has removed.
+    """
+    cut_parameters(model, after.parameters, before.parameters)
+
+
+def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
+                   before: Mapping[str, Mapping[int, Tensor]] | None = None) -> None:
+    """The same from {tensor name: {dimension: kept original indices}}; needs no graph."""
+    before = before or {}
+    tensors = _named_tensors(model)
+    cuts = [(tensors, name, dim, kept, before.get(name, {}).get(dim))
+            for name, dims in after.items() for dim, kept in dims.items()]
+    places = {(name, dim): _places(*c) for c in cuts for name, dim in [(c[1], c[2])]}
+    with Transaction(model), torch.no_grad():
+        done: set[tuple[int, int]] = set()
+        for (name, dim), place in places.items():
+            tensor = tensors[name]
+            if (id(tensor), dim) not in done:  # tied tensors have several names
+                done.add((id(tensor), dim))
+                tensor.data = tensor.data.index_select(dim, place.to(tensor.device))
+                tensor.grad = None
+        touched = {name.rpartition(".")[0] for name, _ in places}
+        for module_name in touched:
+            _refresh(model.get_submodule(module_name))
+
+
+def _places(tensors: Mapping[str, Tensor], name: str, dim: int, kept: Tensor,
+            had: Tensor | None) -> Tensor:
+    """Where the kept original indices stand in the tensor as it is now."""
+    if name not in tensors:
+        raise SurgeryError(f"the model has no tensor '{name}': the plan is of another network.")
+    size = tensors[name].shape[dim] if dim < tensors[name].dim() else -1
+    if had is None:
+        if size < 0 or not len(kept) or int(kept.max()) >= size:
+            raise SurgeryError(f"{name}: the plan keeps index {int(kept.max()) if len(kept) else '-'} "
+                               f"of dimension {dim}, the tensor has {tuple(tensors[name].shape)}.")
+        return kept
+    if size != len(had):
+        raise SurgeryError(f"{name}: dimension {dim} has {size} entries, not the {len(had)} of the "
+                           "plan that the model is said to be cut by.")
+    alive = torch.isin(had, kept)
+    if int(alive.sum()) != len(kept):
+        raise SurgeryError(f"{name}: the plan keeps entries of dimension {dim} that are gone.")
+    return alive.nonzero().flatten()
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _refresh(module: nn.Module) -> None:
+    """Sizes that a module repeats as attributes follow its tensors."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(module, _CONVOLUTIONS):
+        _refresh_convolution(module, weight)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif hasattr(module, "num_features"):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]
+
+
+def _refresh_convolution(module: nn.Module, weight: Tensor) -> None:
+    first, second = weight.shape[0], weight.shape[1]
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        module.in_channels, module.out_channels = first, second * module.groups
+        return
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if module.groups > 1 and module.groups == module.in_channels:  # depthwise
+        module.groups = first // (module.out_channels // module.in_channels)
+    module.out_channels, module.in_channels = first, second * module.groups

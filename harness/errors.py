@@ -1,0 +1,74 @@
+"""What can go wrong, as one tree; and the nearest names for a mistyped one.
+
+HarnessError
+|- ConfigError     a setting, a file of settings, or an override is wrong
+|- UnknownName     a name that stands in none of our tables
+|- DataError       a data set cannot be read or is not what it says
+|- ModelError      a network cannot be built, or its weights do not fit
+|- GraphError      a network cannot be traced, or a criterion lacks what it needs
+|- SurgeryError    a cut cannot be made, or its certificate does not hold
+|- TargetError     a pruning target cannot be met within the floors
+|- StoreError      the stage store cannot be read or written
+|- TrackingError   MLflow's store cannot be opened or refuses what is logged
+|- StudyError      a study cannot be opened, continued or run
+`- ExportError     a model cannot be exported, or the export differs from the model
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HarnessError(Exception):
+    """Root of all errors that tell a person what to do; its text stands alone, without a traceback."""
+
+
+class ConfigError(HarnessError):
+    pass
+
+
+class UnknownName(HarnessError):
+    pass
+
+
+class DataError(HarnessError):
+    pass
+
+
+class ModelError(HarnessError):
+    pass
+
+
+class GraphError(HarnessError):
+    pass
+
+
+class SurgeryError(HarnessError):
+    pass
+
+
+class TargetError(HarnessError):
+    pass
+
+
+class StoreError(HarnessError):
+    pass
+
+
+class TrackingError(HarnessError):
+    pass
+
+
+class StudyError(HarnessError):
+    pass
+
+
+class ExportError(HarnessError):
+    pass
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Sentence for a name that is in no table: what it was, the nearest names, all known names."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    nearest = f" Nearest: {', '.join(near)}." if near else ""
+    return f"unknown {kind} '{name}'.{nearest} Known: {', '.join(names) or 'none'}."
