@@ -17,7 +17,10 @@ from uuid import NAMESPACE_URL, uuid5
 
 Json = dict[str, object]
 
-_SECTION = "harness"
+# The sections of the page: their charts stand two abreast in the first, one in the second.
+_COMPARED, _PICTURED = "harness", "harness-pictures"
+# Pixels of a column: a measured number has up to 18 digits.
+_WIDTHS = {"metrics": 165, "params": 130, "tags": 100}
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ def state(study: str, settings: Sequence[str], accuracy: str) -> Json:
     """The page's state, before it is packed."""
     final = f"final_{accuracy}"
     columns = [
-        "tags.`role`",
-        "params.`criterion`",
         f"metrics.`{final}`",
         "metrics.`final_flops_reduction`",
         *(f"params.`{setting}`" for setting in settings),
+        "params.`criterion`",
+        "tags.`role`",
     ]
     return {
         # Nested runs stay folded under their parent unless the list is filtered and sorted.
@@ -82,21 +85,14 @@ def state(study: str, settings: Sequence[str], accuracy: str) -> Json:
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
+        "columnOrder": columns,
+        "columnWidths": {column: _WIDTHS[column.partition(".")[0]] for column in columns},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": _charts(study, settings, accuracy),
         "compareRunSections": [
-            {
-                "uuid": _SECTION,
-                "name": "Pruning: accuracy against compute",
-                "display": True,
-                "isReordered": False,
-                "deleted": False,
-                "isGenerated": False,
-                "columns": 2,
-                "cardHeight": 420,
-            }
+            # The page puts its sections in the order of their names.
+            _section(_COMPARED, "Accuracy against compute", columns=2, height=420),
+            _section(_PICTURED, "Channels left in each layer", columns=1, height=700),
         ],
         "viewMaximized": False,
         "runListHidden": False,
@@ -110,6 +106,19 @@ def state(study: str, settings: Sequence[str], accuracy: str) -> Json:
             "lineSmoothness": 0,
             "selectedXAxisMetricKey": "",
         },
+    }
+
+
+def _section(uuid: str, name: str, *, columns: int, height: int) -> Json:
+    return {
+        "uuid": uuid,
+        "name": name,
+        "display": True,
+        "isReordered": False,
+        "deleted": False,
+        "isGenerated": False,
+        "columns": columns,
+        "cardHeight": height,
     }
 
 
@@ -161,27 +170,47 @@ def _charts(study: str, settings: Sequence[str], accuracy: str) -> list[Json]:
                 "zaxis": {"key": final, "type": "METRIC"},
             }
         )
-    charts.append({"type": "BAR", "displayName": final, "metricKey": final})
-    charts.append(
+    charts += [
+        {"type": "BAR", "displayName": final, "metricKey": final},
+        {
+            "type": "SCATTER",
+            "displayName": "final: accuracy against measured time",
+            "xaxis": {"key": "final_latency_ms", "type": "METRIC"},
+            "yaxis": {"key": final, "type": "METRIC"},
+        },
+    ]
+    pictures: list[Json] = [
         {
             "type": "IMAGE",
-            "displayName": "channels left in each layer",
-            "imageKeys": ["layer_widths"],
-            "step": 0,
-            "showRunParams": True,
+            "displayName": name,
+            "imageKeys": [key],
+            "step": step,
+            # A run's params are its whole configuration: a wall of words above each picture.
+            "showRunParams": False,
         }
-    )
-    common: Json = {
+        # The slider stands where every run has a picture: at the end, and after the first cut.
+        for name, key, step in (
+            ("at the end", "final_layer_widths", 0),
+            ("step by step", "layer_widths", 1),
+        )
+    ]
+    return [
+        *(_card(study, chart, section=_COMPARED) for chart in charts),
+        *(_card(study, chart, section=_PICTURED) for chart in pictures),
+    ]
+
+
+def _card(study: str, chart: Json, *, section: str) -> Json:
+    # The page keeps a person's changes to a chart under its id: one study, one set of ids.
+    name = f"{study}/{chart['type']}/{chart['displayName']}"
+    return {
+        "uuid": uuid5(NAMESPACE_URL, name).hex,
         "runsCountToCompare": 100,
-        "metricSectionId": _SECTION,
+        "metricSectionId": section,
         "deleted": False,
         "isGenerated": False,
+        **chart,
     }
-    return [
-        # The page keeps a person's changes to a chart under its id: one study, one set of ids.
-        {"uuid": uuid5(NAMESPACE_URL, f"{study}/{chart['type']}").hex, **common, **chart}
-        for chart in charts
-    ]
 
 
 def _quoted(text: str) -> str:

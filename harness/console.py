@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Literal, Protocol, Self, TextIO
 
 import rich.box
 import rich.console
@@ -26,7 +26,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-FRAMES_PER_SECOND = 4
+FRAMES_PER_SECOND = 2  # a frame of a large terminal takes 7 ms from the training
 WIDEST_CELL = 12  # of a searched setting; a longer value is cut in the live table only
 NARROWEST_REASON = 16
 UNBOUNDED = 10_000  # columns of a file: nothing in it is ever wrapped
@@ -41,7 +41,7 @@ def percent(share: float | None) -> str:
 
 def count(number: float) -> str:
     """A count in three digits: 12_345_678 is '12.3 M', 999 is '999'."""
-    suffixes = iter("kMGTP")
+    suffixes = iter("kMGTPE")
     suffix = ""
     # 999.5 would be shown as 1000, 9.995 as 10.00: the limits are those of what is shown.
     while abs(number) >= 999.5:
@@ -85,6 +85,7 @@ class Console:
             highlight=False,
             emoji=False,
         )
+        self._has_table = False
 
     @property
     def is_live(self) -> bool:
@@ -92,14 +93,14 @@ class Console:
         return self._err.is_terminal and not self._err.is_dumb_terminal
 
     def say(self, text: str) -> None:
-        self._message(Text(text))
+        self._message(text)
 
     def warn(self, text: str) -> None:
-        self._message(Text.assemble(("warning: ", "bold yellow"), text))
+        self._message(text, prefix="warning: ", style="bold yellow")
 
     def error(self, text: str) -> None:
         """Say what went wrong, line by line as it was written, without a traceback."""
-        self._message(Text.assemble(("error: ", "bold red"), text))
+        self._message(text, prefix="error: ", style="bold red")
 
     def rule(self, title: str = "") -> None:
         """A line across, with a title, between two parts of the messages."""
@@ -117,40 +118,34 @@ class Console:
 
         Raises: ValueError if a row has not one cell a column.
         """
-        texts = [[_cell(value) for value in row] for row in rows]
-        table = Table(
-            box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold"
-        )
-        for place, column in enumerate(columns):
-            is_right = _is_numeric([row[place] for row in texts if place < len(row)])
-            table.add_column(column, justify="right" if is_right else "left")
-        for row in texts:
+        for row in rows:
             if len(row) != len(columns):
                 raise ValueError(f"{title}: {len(row)} cells for {len(columns)} columns: {row}")
-            table.add_row(*row)
+        table = _results(columns, rows, self._out.width)
+        if self._has_table or self._out.is_terminal:
+            self._out.print()
+        self._has_table = True
         if title:
             self._out.print(Text(title, style="bold"))
-        self._out.print(table)
+        self._out.print(table, crop=False)
         for note in notes:
-            self._out.print(Text(note), soft_wrap=True)
+            self._out.print(Text(_wrap(note, self._out.width)), soft_wrap=True)
 
-    def _message(self, text: Text) -> None:
+    def _message(self, text: str, *, prefix: str = "", style: str = "") -> None:
+        whole = prefix + text
         if self._err.is_terminal:
-            # Between words only: a link broken in two could neither be clicked nor copied.
-            self._err.print(text, overflow="ignore", crop=False)
-        else:
-            self._err.print(text, soft_wrap=True)
+            whole = "\n".join(_wrap(line, self._err.width) for line in whole.split("\n"))
+        said = Text(whole)
+        said.stylize(style, 0, len(prefix))
+        self._err.print(said, soft_wrap=True)
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _is_numeric(cells: Sequence[str]) -> bool:
-    said = [cell for cell in cells if cell not in ("", NOTHING)]
-    return bool(said) and all(NUMBER.fullmatch(cell) for cell in said)
+def _wrap(line: str, width: int) -> str:
+    """A line broken between words only: a broken link could neither be clicked nor copied."""
+    if len(line) <= width:
+        return line
+    lines = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -366,8 +361,10 @@ class _Step:
 
 
 class _Progress:
-    """Where a study stands. The loop replaces whole values, the drawing thread reads each once:
-    that is all the locking there is."""
+    """Where a study stands.
+
+    The loop replaces whole values and never changes one: the drawing thread needs no lock.
+    """
 
     def __init__(self) -> None:
         self.study = _Study("", 0, 0)
@@ -500,13 +497,8 @@ class _Picture:
 def _picture(progress: _Progress, width: int, height: int) -> Iterator[rich.console.RenderableType]:
     """The study now: baseline, the last trials that fit, bars; (width, height) in characters."""
     now = time.monotonic()
-    trial, step = progress.trial, progress.step
-    lines = progress.trials
-    if trial is not None:
-        steps = step.number if step else None
-        running = replace(trial.line, steps=steps, seconds=now - trial.began)
-        lines = (*(line for line in lines if _key(line) != _key(running)), running)
     bars = _bars(progress, width, now)
+    lines = _lines_now(progress, "running", now)
     head = list(_head(progress))
     yield from head
     if lines:
@@ -517,12 +509,21 @@ def _picture(progress: _Progress, width: int, height: int) -> Iterator[rich.cons
 
 def _picture_left(progress: _Progress, width: int) -> Iterator[rich.console.RenderableType]:
     """What stays in the terminal when the study is closed: every trial, no bars."""
-    lines = progress.trials
-    if progress.trial is not None:
-        lines = (*lines, replace(progress.trial.line, state="unfinished"))
+    lines = _lines_now(progress, "unfinished", time.monotonic())
     yield from _head(progress)
     if lines:
         yield from _trials(lines, width, UNBOUNDED)
+
+
+def _lines_now(progress: _Progress, state: str, now: float) -> tuple[TrialLine, ...]:
+    """All trials that ended, then the one under way in the given state."""
+    trial, step = progress.trial, progress.step
+    if trial is None:
+        return progress.trials
+    steps = step.number if step else None
+    under_way = replace(trial.line, state=state, steps=steps, seconds=now - trial.began)
+    ended = (line for line in progress.trials if _key(line) != _key(under_way))
+    return (*ended, under_way)
 
 
 def _head(progress: _Progress) -> Iterator[Text]:
@@ -537,6 +538,7 @@ def _one_line(text: str, style: str = "") -> Text:
 STATE_STYLES = {
     "finished": "green",
     "running": "bold cyan",
+    "unfinished": "yellow",
     "stopped": "yellow",
     "failed": "bold red",
     "duplicate": "dim",
@@ -545,7 +547,7 @@ STATE_STYLES = {
 
 @dataclass(frozen=True)
 class _Column:
-    """One column of the table of trials, laid out by hand: rich would squeeze it letter by letter.
+    """One column of a table, measured by us: rich would squeeze it letter by letter.
 
     head: the title's words, one line each when it is narrow.
     """
@@ -558,6 +560,12 @@ class _Column:
     @property
     def width(self) -> int:
         return max(map(len, (*self.head.split(), *self.cells)), default=0)
+
+    @property
+    def least(self) -> int:
+        """The width where its texts are broken between words, and its numbers are whole."""
+        parts = [word for cell in self.cells for word in cell.split()] if self.is_left else []
+        return max(map(len, (*self.head.split(), *(parts or self.cells))), default=0)
 
     def head_lines(self) -> list[str]:
         return textwrap.wrap(self.head, max(1, self.width), break_long_words=False)
@@ -673,10 +681,73 @@ def _row(
     return row
 
 
+def _results(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> Table:
+    """Table in `width` characters: titles are shortened and texts broken, numbers never.
+
+    One that does not fit even so is wider than asked: the terminal breaks it, nothing is lost.
+    """
+    texts = [[_cell(value) for value in row] for row in rows]
+    full = [
+        _Column(head, cells, is_left=not _is_numeric(cells))
+        for place, head in enumerate(columns)
+        for cells in [tuple(row[place] for row in texts)]
+    ]
+    for gap, longest, gone in _squeezes():
+        if gone:
+            break
+        tried = [column.with_words_of(longest) for column in full]
+        gaps = gap * (len(tried) - 1)
+        least = sum(column.least for column in tried) + gaps
+        if least <= width:
+            break
+    widths = _shared_out(tried, max(width, least) - least)
+    # Every width is given: left to itself, rich would cut numbers to keep texts in one line.
+    table = Table(
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, gap - 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+        width=sum(widths) + gaps,
+    )
+    for column, column_width in zip(tried, widths, strict=True):
+        side: Literal["left", "right"] = "left" if column.is_left else "right"
+        table.add_column(column.head, justify=side, width=column_width)
+    for row in texts:
+        table.add_row(*row)
+    return table
+
+
+def _shared_out(columns: Sequence[_Column], spare: int) -> list[int]:
+    """Width of each column: the least, and of the spare characters what texts, then titles need."""
+    widths = [column.least for column in columns]
+    wishes = [[max(map(len, column.cells), default=0) for column in columns]]
+    wishes.append([len(column.head) for column in columns])
+    for wish in wishes:
+        for place, wished in enumerate(wish):
+            more = min(spare, max(0, wished - widths[place]))
+            widths[place] += more
+            spare -= more
+    return widths
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_numeric(cells: Sequence[str]) -> bool:
+    said = [cell for cell in cells if cell not in ("", NOTHING)]
+    return bool(said) and all(NUMBER.fullmatch(cell) for cell in said)
+
+
 def _bars(progress: _Progress, width: int, now: float) -> Table:
     """Study, trial, step and epoch, one line each, as far as they are known."""
     study, trial, step, epoch = progress.study, progress.trial, progress.step, progress.epoch
+    # The cursor stands behind the last bar: the terminal's ^C must not break the line there.
     bars = Table.grid(padding=(0, 1), expand=True)
+    bars.width = max(1, width - len("^C") - 1)
     bars.add_column(no_wrap=True, max_width=width // 3, overflow="ellipsis")
     bars.add_column(ratio=1, no_wrap=True)
     # A width of its own: a text that grows and shrinks must not move the bars.

@@ -8,6 +8,7 @@ HarnessError
 |- GraphError      a network cannot be traced, or a criterion lacks what it needs
 |- SurgeryError    a cut cannot be made, or its certificate does not hold
 |- TargetError     a pruning target cannot be met within the floors
+|- TrainingError   training diverged, or has nothing to train on
 |- StoreError      the stage store cannot be read or written
 |- TrackingError   MLflow's store cannot be opened or refuses what is logged
 |- StudyError      a study cannot be opened, continued or run
@@ -47,6 +48,10 @@ class SurgeryError(HarnessError):
 
 
 class TargetError(HarnessError):
+    pass
+
+
+class TrainingError(HarnessError):
     pass
 
 

@@ -374,25 +374,28 @@ class MlflowTracker:
     ) -> str:
         from mlflow.exceptions import MlflowException
 
-        model_id = uri.removeprefix("models:/")
         with _told(f"register the model {name}"):
+            model = self.client.get_logged_model(uri.removeprefix("models:/"))
+            # Given a models:/ source, a store without a server looks for it in the process's
+            # default store, which need not be this one.
+            source = uri if self.server else model.artifact_location
             try:
                 self.client.create_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            same = [
-                found
-                for found in self.client.search_model_versions(f"name = '{name}'")
-                if uri in (found.source, f"models:/{found.model_id}")
-            ]
-            if same:
-                version = same[0].version
-            else:
-                run_id = self.client.get_logged_model(model_id).source_run_id
+            versions = self.client.search_model_versions(f"name = '{name}'")
+            version = next((found.version for found in versions if found.source == source), None)
+            if version is None:
                 version = self.client.create_model_version(
-                    name, uri, run_id, await_creation_for=0, model_id=model_id
+                    name,
+                    source,
+                    model.source_run_id,
+                    await_creation_for=0,
+                    model_id=model.model_id,
                 ).version
+            listed = json.dumps([{"name": name, "version": version}])
+            self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": listed})
             if description:
                 self.client.update_model_version(name, version, description)
             for key, value in (tags or {}).items():
@@ -585,12 +588,19 @@ def launcher() -> str | None:
     return os.environ.pop("MLFLOW_RUN_ID", None) or None
 
 
-def link_launcher(tracker: Tracker, launcher_run_id: str, study_run_id: str) -> None:
-    """Lead a person from the run of `mlflow run` to the study's; a run of another store is left."""
+def link_launcher(
+    tracker: Tracker, launcher_run_id: str, study_run_id: str, *, view: str | None = None
+) -> None:
+    """Lead a person from the run of `mlflow run` to the study's run and to its saved view.
+
+    Args:
+        view: the path that `save_view` returned. A launcher of another store is left alone.
+    """
     if tracker.status(launcher_run_id) == MISSING:
         return
     path = run_path(tracker.experiment_id, study_run_id)
-    note = f"This run only started the study. What it found is in [the study's run]({path})."
+    note = f"This run only started the study. What it found is in [the study's run]({path})"
+    note += f"; [the trials side by side]({view})." if view else "."
     tracker.set_tags(
         launcher_run_id,
         {"role": "launcher", "study_run": study_run_id, "mlflow.note.content": note},
@@ -599,16 +609,19 @@ def link_launcher(tracker: Tracker, launcher_run_id: str, study_run_id: str) -> 
 
 def run_path(experiment_id: str, run_id: str) -> str:
     """Where a run stands in MLflow's pages, past the server's address."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}"
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{_WORKFLOW}"
 
 
 def view_path(experiment_id: str, key: str) -> str:
     """Where a saved view stands in MLflow's pages, past the server's address."""
-    # Without the workflow a browser that is new to MLflow opens its pages for language models.
     return (
         f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}"
-        "&compareRunsMode=CHART&workflowType=machine_learning"
+        f"&compareRunsMode=CHART&{_WORKFLOW}"
     )
+
+
+# Without it a browser that is new to MLflow opens the pages for language models.
+_WORKFLOW = "workflowType=machine_learning"
 
 
 def view_link(port: int, experiment_id: str, key: str) -> str:

@@ -1,1 +1,1 @@
-"""The shared pruning engine: trace, gather, score, select, cut. It knows torch, and nothing else of ours."""
+"""The shared pruning engine: trace, gather, score, select, cut; torch, and nothing else of ours."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.engine.graph import Example, Graph, Group, Plan, Slice
+from harness.errors import SurgeryError
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 ROUNDING = 64  # units in the last place of the largest output
@@ -70,6 +71,8 @@ def _certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, af
                **dict(silenced.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
         whole = _outputs(silenced(*inputs))
+        if not whole:
+            raise SurgeryError("nothing to certify: the network puts out no floating-point tensor.")
         spread = max(_spread(o) for o in whole)
         for group in graph.groups:
             for reader in (s for s in group.slices if s.role == "reader"):

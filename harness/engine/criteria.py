@@ -93,15 +93,19 @@ def criterion_of(criterion: str | Criterion | Score) -> Criterion:
     return CRITERIA[criterion]
 
 
-def score(graph: Graph, criterion: Criterion, evidence: Evidence, normalize: str = "auto") -> Scores:
+def score(graph: Graph, criterion: Criterion, evidence: Evidence,
+          normalize: str = "auto") -> Scores:
     """Scores of all groups. A group whose channels all score 0 is given equal scores, never NaN.
 
-    Raises GraphError if a score has the wrong shape, is negative or is not finite.
+    Raises GraphError if a score has the wrong shape, is negative or is not finite; UnknownName.
     """
-    method = NORMALIZERS[criterion.normalize if normalize == "auto" else normalize]
+    way = criterion.normalize if normalize == "auto" else normalize
+    if way not in NORMALIZERS:
+        raise UnknownName(unknown("normalisation", way, ["auto", *NORMALIZERS]))
+    method = NORMALIZERS[way]
     scores = {}
     for group in graph.groups:
-        raw = criterion.score(group, evidence).to("cpu", torch.float64)
+        raw = torch.as_tensor(criterion.score(group, evidence)).to("cpu", torch.float64)
         kept = len(evidence.plan.kept[group.name])
         if raw.shape != (kept,) or not bool(raw.isfinite().all()) or bool((raw < 0).any()):
             raise GraphError(f"the scores of group '{group.name}' must be {kept} finite numbers "
@@ -114,18 +118,20 @@ def score(graph: Graph, criterion: Criterion, evidence: Evidence, normalize: str
 
 def _from_activity(group: Group, evidence: Evidence, value: Callable[..., Tensor]) -> Tensor:
     gates = evidence.graph.gates
-    missing = [w.tensor for w in group.writers if gates.get(w.tensor) not in evidence.activity]
+    missing = [w.tensor for w in group.writers
+               if w.tensor not in gates or not set(gates[w.tensor]) <= evidence.activity.keys()]
     if missing:
         raise GraphError(f"group '{group.name}': no activations were gathered for "
                          f"{', '.join(missing)}. Give batches and a loss, or use l1 or l2.")
-    values = {w.tensor: value(evidence.activity[gates[w.tensor]]) for w in group.writers}
+    values = {w.tensor: torch.stack([value(evidence.activity[g]) for g in gates[w.tensor]]).sum(0)
+              for w in group.writers}
     return evidence.per_channel(group, values)
 
 
 def _from_weights(group: Group, evidence: Evidence, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    values = {w.tensor: norm(evidence.weights[w.tensor].detach().double().movedim(w.dim, 0).flatten(1))
-              for w in group.writers}
-    return evidence.per_channel(group, values)
+    weights = {w.tensor: evidence.weights[w.tensor].detach().double().movedim(w.dim, 0)
+               for w in group.writers}
+    return evidence.per_channel(group, {n: norm(rows.flatten(1)) for n, rows in weights.items()})
 
 
 def _sample(raw: Tensor) -> str:

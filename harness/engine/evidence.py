@@ -1,9 +1,9 @@
 """Gather what criteria ask about activations: in a pass of its own, or while training goes on.
 
-A *gate* is a tensor of ones, one for each example and channel, by which a layer's output is
-multiplied. Its gradient is the sum over the map of activation x gradient: exact for any operator
-behind it, in-place ones included, and no activation is kept. Multiplying by one changes no bit of
-the forward or of any other gradient, so gathering during training does not change the training.
+A *gate* is a tensor of zeros, one for each example and channel; a layer's output is multiplied by
+1 + gate / M. So the gate's gradient is the mean over the map of activation x gradient: exact for
+any operator behind it, in-place ones included, and no activation is kept. Multiplying by one
+changes no bit of the forward or of any other gradient: gathering does not change the training.
 
 Letters: N examples, C channels, M positions of a channel's map.
 """
@@ -29,7 +29,8 @@ class Activity:
     """Sums over examples of one gate's mean-over-map activation x gradient.
 
     absolute: (C,) sum over examples of |mean over the map|     (Molchanov 2017, per example)
-    signed:   (C,) sum over batches of the mean over examples and map, sign kept   (seed 000)
+    signed:   (C,) sum over batches of the mean over examples and map of activation x gradient of
+              the batch's mean loss, sign kept
     """
 
     absolute: Tensor
@@ -81,13 +82,15 @@ class Watch:
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         missing = [g.name for g in graph.groups for w in g.writers if w.tensor not in graph.gates]
         if missing:
+            names = ", ".join(dict.fromkeys(missing))
             raise GraphError("activations can be weighed behind convolution, linear and batch-norm "
-                             f"modules; these layers are none: {', '.join(dict.fromkeys(missing))}. "
+                             f"modules; these layers are none: {names}. "
                              "Use a criterion of weights (l1, l2), or ignore the layers.")
         writers = [w.tensor for g in graph.groups for w in g.writers]
+        gates = [gate for weight in writers for gate in graph.gates[weight]]
         self.activity: dict[str, Activity] = {}
         self._model = model
-        self._names = tuple(dict.fromkeys(graph.gates[w] for w in writers))
+        self._names = tuple(dict.fromkeys(gates))
         self._open: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -116,28 +119,27 @@ class Watch:
             shape[0], shape[dim] = output.shape[0], output.shape[dim]
             gate = self._open.get(name)
             if gate is None or gate.shape != torch.Size(shape):
-                gate = torch.ones(shape, dtype=output.dtype, device=output.device)
+                gate = torch.zeros(shape, dtype=output.dtype, device=output.device)
                 gate.requires_grad_()
-                positions = output[0].numel() // output.shape[dim]
-                gate.register_post_accumulate_grad_hook(
-                    lambda g: self._add(name, g, positions))
+                gate.register_post_accumulate_grad_hook(lambda g: self._add(name, g))
                 self._open[name] = gate
-            return output * gate
+            positions = output[0].numel() // output.shape[dim]
+            return output * (1 + gate / positions)
 
         return put_gate
 
-    def _add(self, name: str, gate: Tensor, positions: int) -> None:
+    def _add(self, name: str, gate: Tensor) -> None:
         assert gate.grad is not None
         examples = gate.shape[0]
-        # The loss is a mean over N, so N x gradient is an example's own; / M: mean over its map.
-        per_example = gate.grad.reshape(examples, -1).double() / positions  # (N, C)
+        per_example = gate.grad.reshape(examples, -1).double()  # (N, C)
         gate.grad = None
         now = self.activity.get(name)
         if now is None:
             zeros = torch.zeros_like(per_example[0])
             now = self.activity[name] = Activity(zeros, zeros.clone())
+        # The loss is a mean over N, so N x gradient is an example's own.
         now.absolute += per_example.abs().sum(0) * examples
-        now.signed += per_example.sum(0)
+        now.signed += per_example.mean(0)
         now.examples += examples
 
 

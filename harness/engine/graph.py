@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from harness.engine.cost import Cost, LayerCost, Product, macs_by_layer
-from harness.engine.rules import PRODUCTS, RULES, Ids, operator
+from harness.engine.rules import PRODUCTS, RULES, TAKES_WEIGHTS, Ids, argument, operator
 from harness.errors import GraphError
 
 Example = Tensor | tuple[Tensor, ...]
@@ -65,7 +65,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays. `kept`: group -> original channels, ascending; `parameters`: the same for tensors.
+    """What stays. `kept`: group -> original channels, ascending; `parameters`: for tensors.
 
     `parameters` is {tensor name: {dimension: kept original indices}} for every tensor that is
     smaller than in the whole network, under every name that the tensor has.
@@ -85,7 +85,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced network: groups that can be cut, what is frozen and why, and what multiplies."""
+    """A traced network: groups that can be cut, what is frozen and why, and what multiplies.
+
+    shapes, itemsize: by the first name of every tensor; names: all its names by the first.
+    convolutions: weight -> (dimension of its filters, filters for each position there).
+    gates: weight -> modules behind which its channels can be weighed. uncounted: operator -> uses.
+    """
 
     groups: tuple[Group, ...]
     frozen: Mapping[str, str]
@@ -94,8 +99,8 @@ class Graph:
     itemsize: Mapping[str, int]
     names: Mapping[str, tuple[str, ...]]
     buffers: frozenset[str]
-    convolutions: Mapping[str, int]
-    gates: Mapping[str, str]
+    convolutions: Mapping[str, tuple[int, int]]
+    gates: Mapping[str, tuple[str, ...]]
     uncounted: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
@@ -132,7 +137,13 @@ class Graph:
                 raise GraphError(f"group '{group.name}' has channels 0 to {group.channels - 1}, "
                                  f"at least one must stay; asked to keep {wanted.tolist()}.")
             full[group.name] = wanted
-        return Plan(full, self._parameters(full))
+        parameters = self._parameters(full)
+        emptied = [f"{name} (dimension {dim})" for name, dims in parameters.items()
+                   for dim, places in dims.items() if not len(places)]
+        if emptied:
+            raise GraphError(f"the plan leaves nothing of {', '.join(emptied)}; at least one "
+                             "channel of every layer must stay.")
+        return Plan(full, parameters)
 
     def _parameters(self, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
         gone: dict[tuple[str, int], Tensor] = {}
@@ -163,13 +174,13 @@ class Graph:
             shapes[name] = [len(kept[d]) if d in kept else n for d, n in enumerate(shape)]
         numel = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
         macs = macs_by_layer(self.products, numel)
-        filters = {layer_of(w): shapes[w][dim] for w, dim in self.convolutions.items()}
+        filters = {layer_of(w): shapes[w][d] * n for w, (d, n) in self.convolutions.items()}
         params: dict[str, int] = {}
         for name in self.shapes:
             if name not in self.buffers:
                 params[layer_of(name)] = params.get(layer_of(name), 0) + numel[name]
-        layers = tuple(LayerCost(layer, filters.get(layer, 0), params.get(layer, 0), macs.get(layer, 0))
-                       for layer in dict.fromkeys([*params, *macs]))
+        layers = tuple(LayerCost(n, filters.get(n, 0), params.get(n, 0), macs.get(n, 0))
+                       for n in dict.fromkeys([*params, *macs]))
         return Cost(macs=sum(macs.values()), params=sum(params.values()),
                     bytes=sum(numel[n] * self.itemsize[n] for n in self.shapes),
                     filters=sum(filters.values()), layers=layers, uncounted=self.uncounted)
@@ -201,7 +212,7 @@ def trace(model: nn.Module, example: Example) -> Graph:
                                  f"{_first_line(error)}") from error
             notes.append(f"the train-mode graph could not be traced: {_first_line(error)}")
             continue
-        tracer.walk(program, blank, counted=not training)
+        tracer.walk(program, counted=not training)
     return tracer.graph(tuple(notes))
 
 
@@ -209,11 +220,18 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """The same modules with tensors that hold no data; tensors that were tied stay tied."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
-        blank = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        memo[id(parameter)] = blank
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"),
+                                           requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach().to("meta")
-    return copy.deepcopy(model, memo)
+    blank = copy.deepcopy(model, memo)
+    for module in blank.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):  # a plain attribute, neither parameter nor buffer
+                setattr(module, name, value.to("meta"))
+        if isinstance(module, _NORMS) and module.momentum is None:
+            module.momentum = 0.1  # None makes the forward look at values, which meta has not
+    return blank
 
 
 def _batch(args: tuple[object, ...]) -> int:
@@ -241,10 +259,13 @@ class Tracer:
         self._edges: list[tuple[Tensor, Tensor]] = []
         self._frozen: list[tuple[Tensor, str]] = []
         self._products: list[Product] = []
-        self._convolutions: dict[str, int] = {}  # weight -> the dimension that holds its filters
+        self._convolutions: dict[str, tuple[int, int]] = {}
+        self._stay: dict[str, str] = {}
         self._uncounted: dict[str, int] = {}
-        self._gates: dict[str, str] = {}
-        self._values: dict[Node, "Ids | list[Ids]"] = {}
+        self._gates: dict[str, dict[nn.Module, str]] = {}  # a shared module has several names
+        self._written: list[Tensor] = []
+        self._elsewhere: dict[str, str] = {}  # tensor -> what uses it, if not as a layer does
+        self._values: dict[Node, Ids | list[Ids]] = {}
         self._parameter: dict[Node, str] = {}
         self._counting = True
 
@@ -268,6 +289,7 @@ class Tracer:
             size = self._tensors[tensor].shape[dim]
             atoms = torch.arange(self._atoms, self._atoms + size)
             self._atoms += size
+            self._written.append(atoms)
             self._slices[tensor, dim] = (atoms, "writer")
         return self._slices[tensor, dim][0]
 
@@ -292,9 +314,14 @@ class Tracer:
         if ids is not None and bool((ids >= 0).any()):
             self._frozen.append((ids[ids >= 0].reshape(-1), reason))
 
+    def stay(self, tensor: str, reason: str) -> None:
+        self._stay[layer_of(tensor)] = reason
+
     def multiply(self, node: Node, weight: str | None, rows: int, macs: int) -> None:
         if weight and "conv" in operator(node):
-            self._convolutions[weight] = 1 if "transpose" in operator(node) else 0
+            is_transposed = "transpose" in operator(node)
+            times = argument(node, 6, "groups", 1) if is_transposed else 1
+            self._convolutions[weight] = (1, times) if is_transposed else (0, 1)
         if self._counting:
             share = self._batch if (rows or macs) % self._batch == 0 else 1
             layer = layer_of(weight) if weight else ""
@@ -303,8 +330,8 @@ class Tracer:
 
     # The walk.
 
-    def walk(self, program: torch.export.ExportedProgram, blank: nn.Module, *, counted: bool) -> None:
-        """Follow one exported program; `counted` if its products and operators are to be counted."""
+    def walk(self, program: torch.export.ExportedProgram, *, counted: bool) -> None:
+        """Follow one exported program; `counted`: its products and operators are counted."""
         self._counting = counted
         self._values, self._parameter = {}, {}
         signature = program.graph_signature
@@ -313,6 +340,7 @@ class Tracer:
             if node.op == "placeholder":
                 if node.name in owned:
                     self._parameter[node] = self._canonical[owned[node.name]]
+                    self._note_other_uses(node)
             elif node.op == "call_function":
                 self._values[node] = self._visit(node)
             elif node.op == "output":
@@ -320,18 +348,21 @@ class Tracer:
                     self.freeze(self.ids(leaf), "output of the network")
 
     def _visit(self, node: Node) -> "Ids | list[Ids]":
-        name = operator(node).removeprefix("aten.").split(".")[0]
-        if name in ("<built-in function getitem>", "getitem") or "getitem" in str(node.target):
-            source = self._values.get(cast(Node, node.args[0]))
-            index = node.args[1]
-            return source[cast(int, index)] if isinstance(source, list) else None
+        name = operator(node).removeprefix("aten.")
+        if "getitem" in name:
+            source, index = cast(tuple[Node, int], node.args)
+            parts = self._values.get(source)
+            if isinstance(parts, list):
+                return parts[index]
+            self.freeze(parts, f"{operator(source)} puts out several values")
+            return None
         rule = RULES.get(name)
         if name in PRODUCTS:
             self.multiply(node, None, 0, PRODUCTS[name](self, node))
         elif self._counting and not _multiplies(name) and self.shape(node):
             self._uncounted[operator(node)] = self._uncounted.get(operator(node), 0) + 1
         if rule is None:
-            for leaf in _leaves(node.args) + _leaves(tuple(node.kwargs.values())):
+            for leaf in _leaves([*node.args, *node.kwargs.values()]):
                 value = self._values.get(leaf)
                 for ids in value if isinstance(value, list) else [value]:
                     self.freeze(ids, f"{operator(node)} has no rule")
@@ -340,32 +371,45 @@ class Tracer:
         return rule(self, node)
 
     def _note_gate(self, node: Node, name: str) -> None:
-        """Where the channels of a layer can be weighed: behind its batch norm, else behind itself."""
-        if name.startswith("conv") or name == "linear":
-            weight = self.tensor(node.args[1])
-            if weight is None:
-                return
-            users = list(node.users)
-            norm = users[0] if len(users) == 1 and "batch_norm" in str(users[0].target) else None
-            scale = self.tensor(norm.args[1]) if norm is not None else None
-            gate = layer_of(scale) if scale else layer_of(weight)
-            module = self._model.get_submodule(gate)
+        """Where a layer's channels can be weighed: behind its batch norm, else behind itself."""
+        if not _multiplies(name):
+            return
+        weight = self.tensor(node.args[1])
+        if weight is None:
+            return
+        users = list(node.users)
+        norm = users[0] if len(users) == 1 and "batch_norm" in str(users[0].target) else None
+        scale = self.tensor(norm.args[1]) if norm is not None else None
+        for tensor in [scale] if scale else self._names[id(self._tensors[weight])]:
+            module = self._model.get_submodule(layer_of(tensor))
+            gates = self._gates.setdefault(weight, {})
             if isinstance(module, (*_CONVOLUTIONS, *_NORMS, nn.Linear)):
-                self._gates.setdefault(weight, gate)
+                gates.setdefault(module, layer_of(tensor))
+
+    def _note_other_uses(self, parameter: Node) -> None:
+        """A tensor that a layer owns may also be used in other ways, which its cut would break."""
+        for user in parameter.users:
+            name = operator(user).removeprefix("aten.")
+            if name not in TAKES_WEIGHTS or user.args[0] is parameter:
+                self._elsewhere[self._parameter[parameter]] = name
 
     # The answer.
 
     def graph(self, notes: tuple[str, ...]) -> Graph:
         """Solve the ties: atoms -> channels -> groups."""
+        for (tensor, _), (ids, _) in self._slices.items():
+            if tensor in self._elsewhere:
+                self.freeze(ids, f"{tensor} is also used by {self._elsewhere[tensor]}")
         label = _components(self._atoms, self._edges)
         slices = {key: (torch.where(ids >= 0, label[ids.clamp_min(0)], -1), role)
                   for key, (ids, role) in self._slices.items()}
-        writers = [ids[ids >= 0] for ids, role in slices.values() if role == "writer"]
-        together = [(ids[:1].expand(len(ids) - 1), ids[1:]) for ids in writers if len(ids) > 1]
+        together = [(atoms[:1].expand(len(atoms) - 1), atoms[1:]) for atoms in self._written]
         family = _components(self._atoms, [*self._edges, *together])
         groups = {root: self._group(root, label, family, slices)
                   for root in family.unique().tolist()}
         frozen = {groups[root].name: reason for root, reason in self._reasons(family).items()}
+        written = {layer for group in groups.values() for layer in group.layers}
+        frozen |= {layer: why for layer, why in self._stay.items() if layer not in written}
         shapes = {n[0]: tuple(self._tensors[n[0]].shape) for n in self._names.values()}
         buffers = frozenset(n for n, _ in self._model.named_buffers())
         return Graph(
@@ -373,7 +417,8 @@ class Tracer:
             products=tuple(self._products), shapes=shapes,
             itemsize={n: self._tensors[n].element_size() for n in shapes},
             names={names[0]: tuple(names) for names in self._names.values()}, buffers=buffers,
-            convolutions=dict(self._convolutions), gates=dict(self._gates),
+            convolutions=dict(self._convolutions),
+            gates={w: tuple(gates.values()) for w, gates in self._gates.items() if gates},
             uncounted=dict(self._uncounted), notes=notes)
 
     def _reasons(self, family: Tensor) -> dict[int, str]:
@@ -395,9 +440,8 @@ class Tracer:
             channel = torch.where(ids >= 0, number[ids.clamp_min(0)], -1)
             if bool((channel >= 0).any()):
                 parts.append(Slice(tensor, dim, channel, role))
-                if role == "writer" and self._convolutions.get(tensor) == dim:
-                    filters.index_add_(0, channel[channel >= 0],
-                                       torch.ones(int((channel >= 0).sum()), dtype=torch.long))
+                if role == "writer" and self._convolutions.get(tensor) == (dim, 1):
+                    filters += torch.bincount(channel[channel >= 0], minlength=len(channels))
         first = next(p for p in parts if p.role == "writer")
         return Group(layer_of(first.tensor) or first.tensor, len(channels), tuple(parts), filters)
 

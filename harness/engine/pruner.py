@@ -71,10 +71,12 @@ def prune(model: nn.Module, example: Example, *, target: Mapping[str, float],
     activity: Mapping[str, Activity] = {}
     if wanted.needs == "activity":
         if batches is None:
-            raise GraphError("this criterion weighs activations: give batches=[(input, target), ...].")
+            raise GraphError("this criterion weighs activations: give "
+                             "batches=[(input, target), ...].")
         activity = taylor_pass(model, graph, batches, loss)
     while True:
-        scores = rank(model, graph, whole, wanted, activity=activity, normalize=normalize, seed=seed)
+        scores = rank(model, graph, whole, wanted, activity=activity, normalize=normalize,
+                      seed=seed)
         selection = select(graph, scores, enough(graph), floors=limits, round_to=round_to,
                            filters_only=set(target) == {"filters"})
         if not selection.reached:
@@ -99,7 +101,7 @@ def rank(model: nn.Module, graph: Graph, plan: Plan, criterion: Criterion, *,
 
 def try_cut(model: nn.Module, graph: Graph, before: Plan, after: Plan, example: Example, *,
             certify_cut: bool = True) -> tuple[dict[str, str], Certificate | None]:
-    """Cut; run the user's own forward; check the certificate. On any failure the model is as before.
+    """Cut; run the user's own forward; check the certificate. If any fails, nothing has changed.
 
     Returns: groups that cannot be cut because `forward` holds a size ({} if the cut stands), and
     the certificate. Raises SurgeryError if the forward fails for no one group, or the certificate
@@ -116,10 +118,14 @@ def try_cut(model: nn.Module, graph: Graph, before: Plan, after: Plan, example: 
             if dense is not None:
                 certificate = certify(dense, model, graph, before, after, example)
                 if not certificate.holds:
+                    groups = _differing(dense, graph, before, after, example)
                     raise SurgeryError(
                         "the cut network does not compute what the silenced one does: difference "
                         f"{certificate.difference:.2g} of the spread, tolerance "
-                        f"{certificate.tolerance:.0g}. The model is as it was. Please report it.")
+                        f"{certificate.tolerance:.0g}; alone, these groups differ: "
+                        f"{', '.join(groups) or 'none'}. If the forward uses their number of "
+                        "channels, list them under ignore; else please report it. The model is as "
+                        "it was.")
             return {}, certificate
     transaction.undo()
     culprits = _sizes_in_forward(model, graph, before, after, forward)
@@ -138,25 +144,27 @@ class Forward:
     def __init__(self, model: nn.Module, example: Example) -> None:
         self._model = model
         self._args = example if isinstance(example, tuple) else (example,)
-        modes = (False, True)
-        self._on_meta = any(self._failure(t, on_meta=True) is None for t in modes)
-        self._modes = [t for t in modes if self._failure(t, on_meta=self._on_meta) is None]
+        self._ways: list[tuple[bool, bool]] = []  # (training, on_meta)
+        for training in (False, True):
+            ways = [(training, on_meta) for on_meta in (True, False)]
+            self._ways += [way for way in ways if self._failure(*way) is None][:1]
 
     def failure(self) -> str | None:
         """What the forward raises now in one of those modes; None if it runs."""
-        failures = (self._failure(training, on_meta=self._on_meta) for training in self._modes)
+        failures = (self._failure(*way) for way in self._ways)
         return next((f for f in failures if f is not None), None)
 
-    def _failure(self, training: bool, *, on_meta: bool) -> str | None:
+    def _failure(self, training: bool, on_meta: bool) -> str | None:
         def placed(tensor: Tensor) -> Tensor:
             return tensor.detach().to("meta") if on_meta else tensor.detach().clone()
 
         names = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        inputs = tuple(a.to("meta") if on_meta and isinstance(a, Tensor) else a for a in self._args)
+        inputs = tuple(placed(a) if isinstance(a, Tensor) else a for a in self._args)
         modes = [(m, m.training) for m in self._model.modules()]
+        devices = {t.device for t in names.values() if t.is_cuda}
         try:
             self._model.train(training)
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(list(devices)):
                 functional_call(self._model, {n: placed(t) for n, t in names.items()}, inputs)
         except Exception as error:  # whatever a user's forward raises
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -181,6 +189,19 @@ def _sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan,
         if failure:
             culprits[group.name] = f"size written in forward ({failure})"
     return culprits
+
+
+def _differing(dense: nn.Module, graph: Graph, before: Plan, after: Plan,
+               example: Example) -> list[str]:
+    """Groups that, cut alone, change what the network computes."""
+    names = []
+    for group in graph.groups:
+        alone = graph.plan({**before.kept, group.name: after.kept[group.name]})
+        small = copy.deepcopy(dense)
+        cut(small, before, alone)
+        if not certify(dense, small, graph, before, alone, example).holds:
+            names.append(group.name)
+    return names
 
 
 def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:

@@ -10,8 +10,9 @@ node's value (a list of them for operators with several outputs).
 An operator without a rule freezes the channels that reach it, by name. Nothing is guessed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ Rule = Callable[["Walk", Node], "Ids | list[Ids]"]
 
 
 class Walk(Protocol):
-    """What a rule may ask and say while the graph is walked; `graph.Tracer` is the one behind it."""
+    """What a rule may ask and say while the graph is walked; `graph.Tracer` stands behind it."""
 
     def ids(self, node: object) -> Ids: ...
     def shape(self, node: object) -> tuple[int, ...]: ...
@@ -31,6 +32,7 @@ class Walk(Protocol):
     def read(self, tensor: str, dim: int, ids: Ids, role: str) -> None: ...
     def tie(self, a: Tensor, b: Tensor) -> None: ...
     def freeze(self, ids: Ids, reason: str) -> None: ...
+    def stay(self, tensor: str, reason: str) -> None: ...
     def multiply(self, node: Node, weight: str | None, rows: int, macs: int) -> None: ...
 
 
@@ -63,6 +65,11 @@ def vector(walk: Walk, ids: Ids, shape: Sequence[int], dim: int, what: str) -> I
     return spread(ids, shape, [dim]).reshape(-1)
 
 
+def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
+    """An operator's argument, given by its place or by its name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
 def place(atoms: Ids, rank: int, dim: int) -> Ids:
     """(C,) atoms as ids of a value of this rank, along `dim`."""
     if atoms is None:
@@ -70,13 +77,13 @@ def place(atoms: Ids, rank: int, dim: int) -> Ids:
     return atoms.reshape([-1 if d == dim else 1 for d in range(rank)])
 
 
-# --- layers that multiply by weights -------------------------------------------------------------
+# --- layers that multiply by weights --------------------------------------------------------------
 
 
 def convolution(walk: Walk, node: Node) -> Ids:
-    """Reads the channels of dimension 1, writes new ones; depthwise and grouped ones stay in step."""
+    """Reads the channels of dimension 1, writes new ones; groups stay in step."""
     source, weight, bias = (list(node.args) + [None] * 3)[:3]
-    groups = _groups(node)
+    groups = argument(node, 6, "groups", 1)
     shape, out = walk.shape(source), walk.shape(node)
     name = walk.tensor(weight)
     channel_dim = len(shape) - len(walk.shape(weight)) + 1  # 0 for an unbatched input
@@ -93,15 +100,15 @@ def convolution(walk: Walk, node: Node) -> Ids:
         outgoing = _depthwise(walk, name, incoming, out[channel_dim] // groups)
     else:
         outgoing = _grouped(walk, name, incoming, groups)
-    _bias(walk, bias, outgoing)
+    _affine(walk, bias, outgoing)
     return place(outgoing, len(out), channel_dim)
 
 
 def _depthwise(walk: Walk, name: str, incoming: Ids, multiplier: int) -> Ids:
     """Filter o belongs to input channel o // multiplier and goes with it."""
-    if incoming is None:
-        return None  # the filters of an input that cannot be cut stay
-    outgoing = incoming.repeat_interleave(multiplier)
+    outgoing = None if incoming is None else incoming.repeat_interleave(multiplier)
+    if outgoing is None:
+        walk.stay(name, "its filters go with an input that cannot be cut")
     walk.read(name, 0, outgoing, "writer")
     return outgoing
 
@@ -128,18 +135,22 @@ def transposed_convolution(walk: Walk, node: Node) -> Ids:
     """Like a convolution, with (in, out) weights; grouped ones are refused."""
     source, weight, bias = (list(node.args) + [None] * 3)[:3]
     name, shape, out = walk.tensor(weight), walk.shape(source), walk.shape(node)
-    groups = int(node.args[6]) if len(node.args) > 6 else int(node.kwargs.get("groups", 1))  # type: ignore[call-overload]
+    groups = argument(node, 6, "groups", 1)
     channel_dim = len(shape) - len(walk.shape(weight)) + 1
     incoming = vector(walk, walk.ids(source), shape, channel_dim, "a transposed convolution")
-    if name is None or groups != 1:
-        walk.freeze(incoming, "its reader is a grouped or computed transposed convolution")
-        positions = _numel(shape) // shape[channel_dim]
+    positions = _numel(shape) // shape[channel_dim]
+    if name is None:
+        walk.freeze(incoming, "its reader computes its weights on the fly")
         walk.multiply(node, None, 0, positions * _numel(walk.shape(weight)))
         return None
-    walk.multiply(node, name, _numel(shape) // shape[channel_dim], 0)
+    walk.multiply(node, name, positions, 0)
+    if groups != 1:
+        walk.freeze(incoming, "its reader is a grouped transposed convolution")
+        walk.stay(name, "a grouped transposed convolution")
+        return None
     walk.read(name, 0, incoming, "reader")
     outgoing = walk.write(name, 1)
-    _bias(walk, bias, outgoing)
+    _affine(walk, bias, outgoing)
     return place(outgoing, len(out), channel_dim)
 
 
@@ -148,14 +159,14 @@ def linear(walk: Walk, node: Node) -> Ids:
     source, weight, bias = (list(node.args) + [None] * 3)[:3]
     name, shape, out = walk.tensor(weight), walk.shape(source), walk.shape(node)
     incoming = vector(walk, walk.ids(source), shape, len(shape) - 1, "a linear layer")
-    if name is None:
+    if name is None or len(walk.shape(weight)) != 2:
         walk.freeze(incoming, "its reader computes its weights on the fly")
         walk.multiply(node, None, 0, _numel(out) * shape[-1])
         return None
     walk.multiply(node, name, _numel(out) // out[-1], 0)
     walk.read(name, 1, incoming, "reader")
     outgoing = walk.write(name, 0)
-    _bias(walk, bias, outgoing)
+    _affine(walk, bias, outgoing)
     return place(outgoing, len(out), len(out) - 1)
 
 
@@ -164,8 +175,8 @@ def batch_norm(walk: Walk, node: Node) -> Ids:
     source = node.args[0]
     shape = walk.shape(source)
     atoms = vector(walk, walk.ids(source), shape, 1, "a batch norm")
-    for vector_node in list(node.args[1:5]):
-        _affine(walk, vector_node, atoms, 0)
+    for vector_node in node.args[1:5]:
+        _affine(walk, vector_node, atoms)
     return place(atoms, len(shape), 1)
 
 
@@ -174,31 +185,20 @@ def prelu(walk: Walk, node: Node) -> Ids:
     source, slope = node.args[0], node.args[1]
     if _numel(walk.shape(slope)) > 1:
         atoms = vector(walk, walk.ids(source), walk.shape(source), 1, "a PReLU")
-        _affine(walk, slope, atoms, 0)
+        _affine(walk, slope, atoms)
         return place(atoms, len(walk.shape(source)), 1)
     return walk.ids(source)
 
 
-def _affine(walk: Walk, node: object, atoms: Ids, dim: int) -> None:
-    if node is None or atoms is None:
+def _affine(walk: Walk, node: object, atoms: Ids) -> None:
+    """A vector (bias, scale, statistics) that accompanies the channels."""
+    if node is None:
         return
     name = walk.tensor(node)
     if name is None:
-        walk.freeze(atoms, "a norm computes its vectors on the fly")
+        walk.freeze(atoms, "a vector that goes with them is computed on the fly")
     else:
-        walk.read(name, dim, atoms, "affine")
-
-
-def _bias(walk: Walk, bias: object, outgoing: Ids) -> None:
-    _affine(walk, bias, outgoing, 0)
-
-
-def _groups(node: Node) -> int:
-    default = node.kwargs.get("groups", 1)
-    value = node.args[6] if len(node.args) > 6 else default
-    if "convolution" in str(node.target):  # aten.convolution(x, w, b, stride, pad, dil, tr, out, g)
-        value = node.args[8]
-    return int(value)  # type: ignore[arg-type]
+        walk.read(name, 0, atoms, "affine")
 
 
 def _numel(shape: Sequence[int]) -> int:
@@ -216,15 +216,15 @@ def follow(walk: Walk, node: Node) -> Ids:
 def combine(walk: Walk, node: Node) -> Ids:
     """Several inputs, element by element: channels that meet live and die together."""
     shape = walk.shape(node)
-    operands = [a for a in _flat(node.args) if isinstance(a, Node) and walk.shape(a)]
-    tracked = [(a, _aligned(walk, a, len(shape))) for a in operands]
-    tracked = [(a, ids) for a, ids in tracked if ids is not None]
+    operands = [a for a in _flat([*node.args, *node.kwargs.values()])
+                if isinstance(a, Node) and walk.shape(a)]
+    aligned = {a: _aligned(walk.ids(a), len(shape)) for a in operands}
+    tracked = [ids for a, ids in aligned.items()
+               if ids is not None and not _is_spread(walk, a, aligned, shape)]
     if not tracked:
         return None
-    result = tracked[0][1]
-    assert result is not None
-    for _, ids in tracked[1:]:
-        assert ids is not None
+    result = tracked[0]
+    for ids in tracked[1:]:
         a, b = torch.broadcast_tensors(result, ids)
         both = (a >= 0) & (b >= 0)
         walk.tie(a[both], b[both])
@@ -233,6 +233,18 @@ def combine(walk: Walk, node: Node) -> Ids:
         result = torch.maximum(a, b)
     _refuse_full_size_partners(walk, operands, result, shape)
     return result
+
+
+def _is_spread(
+    walk: Walk, operand: Node, aligned: Mapping[Node, Ids], shape: Sequence[int]
+) -> bool:
+    """One channel that weighs all channels of a partner stays; the partner's channels are free."""
+    own = (1,) * (len(shape) - len(walk.shape(operand))) + walk.shape(operand)
+    wide = [d for d in range(len(shape)) if own[d] == 1
+            and any(p is not None and p.shape[d] > 1 for p in aligned.values())]
+    if wide:
+        walk.freeze(walk.ids(operand), "one channel is spread over many")
+    return bool(wide)
 
 
 def _refuse_full_size_partners(
@@ -247,8 +259,7 @@ def _refuse_full_size_partners(
             walk.freeze(result, "they meet values that cannot be cut")
 
 
-def _aligned(walk: Walk, node: Node, rank: int) -> Ids:
-    ids = walk.ids(node)
+def _aligned(ids: Ids, rank: int) -> Ids:
     return None if ids is None else ids.reshape((1,) * (rank - ids.dim()) + tuple(ids.shape))
 
 
@@ -259,29 +270,32 @@ def _flat(args: Sequence[object]) -> list[object]:
     return flat
 
 
-# --- operators that work along space ---------------------------------------------------------------
+# --- operators that work along space --------------------------------------------------------------
 
 
 def spatial(walk: Walk, node: Node) -> Ids:
     """Pooling, upsampling, padding: each channel to itself, over dimensions without channels."""
-    ids, old, new = walk.ids(node.args[0]), walk.shape(node.args[0]), walk.shape(node)
-    if ids is None:
-        return None
-    if any(ids.shape[d] > 1 and old[d] != new[d] for d in range(len(new))):
-        walk.freeze(ids, f"{operator(node)} changes the dimension that holds them")
+    ids = walk.ids(node.args[0])
+    if ids is not None and any(ids.shape[d] > 1 for d in _swept(node, ids.dim())):
+        walk.freeze(ids, f"{operator(node)} works along the dimension that holds them")
         return None
     return ids
 
 
 def pooled_pair(walk: Walk, node: Node) -> list[Ids]:
-    """Max pooling that also returns indices."""
-    source = node.args[0]
-    old, new = walk.shape(source), walk.shape(node)
-    ids = walk.ids(source)
-    if ids is not None and any(ids.shape[d] > 1 and old[d] != new[d] for d in range(len(new))):
-        walk.freeze(ids, f"{operator(node)} changes the dimension that holds them")
-        return [None, None]
-    return [ids, None]
+    """Pooling that also returns indices, one for each value."""
+    ids = spatial(walk, node)
+    return [ids, ids]
+
+
+def _swept(node: Node, rank: int) -> list[int]:
+    """The dimensions along which an operator such as avg_pool2d or pad mixes positions."""
+    name = operator(node)
+    if name.endswith("pad") or "constant_pad" in name:
+        padding = argument(node, 1, "pad")
+        return [rank - 1 - i // 2 for i, amount in enumerate(padding) if amount]
+    (num_dims,) = re.findall(r"([123])d", name)
+    return list(range(rank - int(num_dims), rank))
 
 
 def reduce(walk: Walk, node: Node) -> Ids:
@@ -290,8 +304,8 @@ def reduce(walk: Walk, node: Node) -> Ids:
     if ids is None:
         return None
     rank = ids.dim()
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    dims = [given] if isinstance(given, int) else list(given or range(rank))  # type: ignore[call-overload]
+    given = argument(node, 1, "dim")
+    dims = [given] if isinstance(given, int) else list(given or range(rank))
     dims = [d % rank for d in dims]
     if any(ids.shape[d] > 1 for d in dims):
         walk.freeze(ids, f"{operator(node)} mixes them")
@@ -300,15 +314,14 @@ def reduce(walk: Walk, node: Node) -> Ids:
     return ids if keep else ids.reshape([ids.shape[d] for d in range(rank) if d not in dims])
 
 
-# --- operators that only move elements --------------------------------------------------------------
+# --- operators that only move elements ------------------------------------------------------------
 
 
 def concat(walk: Walk, node: Node) -> Ids:
     """Channels one behind the other: offsets come by themselves."""
     parts: Sequence[Node] = node.args[0]  # type: ignore[assignment]
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     rank = len(walk.shape(node))
-    along = int(dim) % rank  # type: ignore[call-overload]
+    along = argument(node, 1, "dim", 0) % rank
     if all(walk.ids(p) is None for p in parts):
         return None
     pieces = []
@@ -320,7 +333,7 @@ def concat(walk: Walk, node: Node) -> Ids:
     full = [spread(p, walk.shape(part), [along, *others]) for p, part in zip(pieces, parts)]
     joined = torch.cat(full, along)
     # Pruned on another dimension than the joined one, channels must go in all parts alike.
-    for d in others:
+    if others:
         first = joined.narrow(along, 0, 1).expand_as(joined)
         both = (first >= 0) & (joined >= 0)
         walk.tie(first[both], joined[both])
@@ -336,6 +349,7 @@ def reshape(walk: Walk, node: Node) -> Ids:
         return None
     full: list[int] = list(ids.shape)
     target: list[int] = []
+    is_split = False
     for before, after in _segments(old, new):
         if all(ids.shape[d] == 1 for d in before):
             target += [1] * len(after)
@@ -343,8 +357,9 @@ def reshape(walk: Walk, node: Node) -> Ids:
             for d in before:
                 full[d] = old[d]
             target += [new[d] for d in after]
+            is_split = is_split or [old[d] for d in before] != [new[d] for d in after]
     moved = squeeze_constant(ids.expand(full).reshape(target))
-    if moved is not None:
+    if moved is not None and is_split:
         _tie_split(walk, moved, _asked_size(node))
     return moved
 
@@ -401,12 +416,15 @@ def _segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], l
 def move(walk: Walk, node: Node) -> Ids:
     """Permute, transpose, squeeze, unsqueeze: the operator itself, run on the ids."""
     ids = walk.ids(node.args[0])
-    return None if ids is None else node.target(ids, *node.args[1:], **node.kwargs)  # type: ignore[operator, no-any-return]
+    if ids is None:
+        return None
+    moved: Tensor = cast(Any, node.target)(ids, *node.args[1:], **node.kwargs)
+    return moved
 
 
 def unsqueeze(walk: Walk, node: Node) -> Ids:
     ids = walk.ids(node.args[0])
-    return None if ids is None else ids.unsqueeze(int(node.args[1]))  # type: ignore[arg-type]
+    return None if ids is None else ids.unsqueeze(argument(node, 1, "dim"))
 
 
 def squeeze(walk: Walk, node: Node) -> Ids:
@@ -414,8 +432,8 @@ def squeeze(walk: Walk, node: Node) -> Ids:
     ids, old = walk.ids(node.args[0]), walk.shape(node.args[0])
     if ids is None:
         return None
-    given = node.args[1] if len(node.args) > 1 else list(range(len(old)))
-    dims = {d % len(old) for d in ([given] if isinstance(given, int) else list(given))}  # type: ignore[call-overload]
+    given = argument(node, 1, "dim", range(len(old)))
+    dims = {d % len(old) for d in ([given] if isinstance(given, int) else given)}
     return ids.reshape([ids.shape[d] for d in range(len(old)) if d not in dims or old[d] != 1])
 
 
@@ -427,13 +445,12 @@ def expand(walk: Walk, node: Node) -> Ids:
 def cut_open(walk: Walk, node: Node) -> "Ids | list[Ids]":
     """Split and chunk: along channels every part must lose the same positions."""
     ids, shape = walk.ids(node.args[0]), walk.shape(node.args[0])
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    along = int(dim) % len(shape)  # type: ignore[call-overload]
+    along = argument(node, 2, "dim", 0) % len(shape)
     parts = node.meta["val"]
     if ids is None or ids.shape[along] == 1:
         return [ids] * len(parts)
     literal = "chunk" not in str(node.target)
-    pieces = list(ids.split([int(p.shape[along]) for p in parts], along))
+    pieces = list(torch.split(ids, [int(p.shape[along]) for p in parts], along))
     even = len({p.shape[along] for p in pieces}) == 1
     if literal or not even:
         walk.freeze(ids, "size written in forward: they are split at fixed places")
@@ -448,7 +465,7 @@ def take(walk: Walk, node: Node) -> Ids:
     ids, shape = walk.ids(node.args[0]), walk.shape(node.args[0])
     if ids is None:
         return None
-    dim = int(node.args[1]) % len(shape) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    dim = argument(node, 1, "dim", 0) % len(shape)
     new = walk.shape(node)
     selects = len(new) < len(shape)
     if ids.shape[dim] == 1:
@@ -459,29 +476,37 @@ def take(walk: Walk, node: Node) -> Ids:
     return None
 
 
-def item(walk: Walk, node: Node) -> Ids:
-    """getitem on an operator with several outputs."""
-    return walk.ids(node)
-
-
 def operator(node: Node) -> str:
-    """Short name of a node's operator, as in 'aten.relu'."""
-    return str(node.target).removesuffix(".default")
+    """Name of a node's operator without its overload, as in 'aten.relu'."""
+    return ".".join(str(node.target).split(".")[:2])
 
 
-_ONE_TO_ONE = """relu relu_ relu6 hardtanh hardtanh_ silu silu_ gelu gelu_ sigmoid sigmoid_ tanh
-tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ leaky_relu leaky_relu_ elu elu_ selu selu_ celu
-celu_ softplus mish mish_ hardshrink softsign log_sigmoid dropout dropout_ feature_dropout
-alpha_dropout clone contiguous alias detach detach_ lift_fresh_copy neg abs exp log sqrt rsqrt
-square sin cos erf clamp clamp_ clamp_min clamp_max to _to_copy positive reciprocal
-logical_not isnan""".split()
-_ELEMENTWISE = """add add_ sub sub_ rsub mul mul_ div div_ maximum minimum where addcmul lerp
-fmod remainder atan2 pow""".split()
-_SPATIAL = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_trilinear3d
-upsample_linear1d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa
-pad constant_pad_nd reflection_pad2d replication_pad2d""".split()
+_ONE_TO_ONE = [
+    "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "silu", "silu_", "gelu", "gelu_", "sigmoid",
+    "sigmoid_", "tanh", "tanh_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_",
+    "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_", "celu", "celu_", "softplus",
+    "mish", "mish_", "hardshrink", "softsign", "log_sigmoid", "dropout", "dropout_",
+    "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias", "detach", "detach_",
+    "lift_fresh_copy", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "square", "sin", "cos", "erf",
+    "to", "_to_copy", "positive", "reciprocal", "logical_not", "isnan",
+]
+_ELEMENTWISE = [
+    "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "maximum", "minimum",
+    "where", "addcmul", "lerp", "fmod", "remainder", "atan2", "pow", "clamp", "clamp_", "clamp_min",
+    "clamp_max",
+]
+_SPATIAL = [
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_trilinear3d",
+    "upsample_linear1d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
+    "_upsample_bilinear2d_aa", "pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d",
+    "replication_pad1d", "replication_pad2d",
+]
+_POOLED_PAIRS = [
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+]
 
 # The table. Keys are operator names without namespace and overload.
 RULES: dict[str, Rule] = {
@@ -494,17 +519,20 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ONE_TO_ONE, follow),
     **dict.fromkeys(_ELEMENTWISE, combine),
     **dict.fromkeys(_SPATIAL, spatial),
-    **dict.fromkeys(["max_pool2d_with_indices", "adaptive_max_pool2d"], pooled_pair),
+    **dict.fromkeys(_POOLED_PAIRS, pooled_pair),
     **dict.fromkeys(["mean", "sum", "amax", "amin"], reduce),
     "cat": concat,
     **dict.fromkeys(["view", "reshape", "_unsafe_view", "flatten", "unflatten"], reshape),
-    **dict.fromkeys(["permute", "transpose", "transpose_", "swapaxes", "movedim", "t"], move),
+    **dict.fromkeys(["permute", "transpose", "swapaxes", "movedim", "t"], move),
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     **dict.fromkeys(["expand", "expand_as"], expand),
     **dict.fromkeys(["split", "split_with_sizes", "chunk"], cut_open),
     **dict.fromkeys(["slice", "select", "narrow"], take),
 }
+# Operators that take a layer's tensors as what they are; any other use of such a tensor pins it.
+TAKES_WEIGHTS = frozenset(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+                           "conv_transpose3d", "linear", "batch_norm", "prelu"])
 
 
 def _matmul_macs(walk: Walk, node: Node) -> int:

@@ -5,17 +5,18 @@ every single removal, on exact counts, and hold inside a step. Whether enough is
 after every removal, on exact counts too, so what is asked for is met within one channel.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import ceil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import ceil, prod
 
 import torch
 from torch import Tensor
 
-from harness.engine.graph import Graph, Group, Plan, Slice, layer_of
+from harness.engine.graph import Graph, Group, Plan, layer_of
 from harness.errors import ConfigError, unknown
 
 Ratio = float | Mapping[str, float]
+COUNTING = ("own", "current")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Floors:
     """What must stay, as shares in [0, 1] of the whole network's numbers.
 
     layer_min: share of a layer's channels; layer_min_params, layer_min_macs: of its parameters and
-    MACs; block_min_params: of the parameters of all prunable layers under one parent module.
+    MACs; block_min_params: of the parameters of all layers right under one parent module. Floors
+    are on layers whose own channels can be cut.
     Each is one number, or {module name: share}, where a parent's share covers its children and the
     longest name wins. relative: if not 0, a floor sinks with the network: it is the smaller of
     itself and relative x the share of the network (channels, parameters or MACs) still alive.
@@ -70,34 +72,32 @@ def select(graph: Graph, scores: Mapping[str, Tensor], enough: Callable[[Counts]
     round_to: widths are rounded up to its multiples, the best of the removed coming back.
     """
     start = start or graph.whole()
-    check_names(graph, floors)
+    check_floors(graph, floors)
     state = _State(graph, start, round_to)
-    guards = _guards(graph, floors, state)
-    removed: dict[str, list[int]] = {g.name: [] for g in graph.groups}
+    guards = _guards(graph, floors)
     bound: dict[str, str] = {}
     candidates = [g for g in graph.groups if bool(g.filters.any()) or not filters_only]
     waiting = _ascending(candidates, scores)
     progress = True
-    while not enough(state.counts()) and progress:
+    while progress and not enough(state.counts()):
         progress, skipped = False, []
+        bound = {}  # a relative floor may have sunk low enough to let the next channel go
         for group, place in waiting:
             if enough(state.counts()):
                 break
-            held = bound.get(group.name) if not floors.relative else None
-            held = held or _held(guards[group.name], state, group)
-            if held:
-                bound[group.name] = held
+            if group.name not in bound:
+                held = _held(guards[group.name], state, group, place)
+                if held:
+                    bound[group.name] = held
+            if group.name in bound:  # its better channels stay too: scores decide within a group
                 skipped.append((group, place))
                 continue
-            state.remove(group)
-            removed[group.name].append(place)
+            state.remove(group, place)
             progress = True
-        waiting = skipped  # only a relative floor can sink low enough to let them go now
-        if not floors.relative:
-            break
-    kept = {g.name: _survivors(start.kept[g.name], removed[g.name], state.width(g.name))
-            for g in graph.groups}
-    return Selection(graph.plan(kept), enough(state.counts()), state.counts(), bound)
+        waiting = skipped
+        progress = progress and bool(floors.relative)
+    plan = graph.plan({g.name: state.kept(g.name) for g in graph.groups})
+    return Selection(plan, enough(state.counts()), state.counts(), bound)
 
 
 def _ascending(groups: Sequence[Group], scores: Mapping[str, Tensor]) -> list[tuple[Group, int]]:
@@ -109,37 +109,26 @@ def _ascending(groups: Sequence[Group], scores: Mapping[str, Tensor]) -> list[tu
     return [owner[i] for i in order.tolist()]
 
 
-def _survivors(kept: Tensor, removed: list[int], width: int) -> Tensor:
-    """Rounding may call some of the removed back: those removed last scored best."""
-    alive = torch.ones(len(kept), dtype=torch.bool)
-    alive[removed[: len(kept) - width]] = False
-    return kept[alive]
-
-
 class _State:
     """Exact counts while channels go one by one: only what a channel touches is counted again."""
 
     def __init__(self, graph: Graph, start: Plan, round_to: int) -> None:
         self._round_to = round_to
-        self._whole = {g.name: g.channels for g in graph.groups}
+        self._start = start.kept
         self._begun = {g.name: len(start.kept[g.name]) for g in graph.groups}
-        self._gone = dict.fromkeys(self._begun, 0)
         self._width = dict(self._begun)
-        self._slices = {g.name: [(s.tensor, s.dim, _each(s, g)) for s in g.slices]
-                        for g in graph.groups}
-        self._touched = {g.name: tuple(dict.fromkeys(s.tensor for s in g.slices))
-                         for g in graph.groups}
-        self._filters_each = {g.name: int(g.filters.sum()) // g.channels for g in graph.groups}
+        # Places of channels chosen to go; those that wait for a multiple of round_to, and the gone.
+        self._waiting: dict[str, list[int]] = {g.name: [] for g in graph.groups}
+        self._gone: dict[str, list[int]] = {g.name: [] for g in graph.groups}
+        self._takes = {g.name: _takes(g, start) for g in graph.groups}
+        self._filters_of = {g.name: g.filters[start.kept[g.name]].tolist() for g in graph.groups}
         self._shape = {n: list(shape) for n, shape in graph.shapes.items()}
-        for name, kept in start.parameters.items():
+        for name, dims in start.parameters.items():
             if name in self._shape:
-                for dim, alive in kept.items():
+                for dim, alive in dims.items():
                     self._shape[name][dim] = len(alive)
-        self._parameters = {n for n in graph.shapes if n not in graph.buffers}
-        self._rows: dict[str, int] = {}
-        for product in graph.products:
-            if product.weight:
-                self._rows[product.weight] = self._rows.get(product.weight, 0) + product.rows
+        self._is_parameter = {n: n not in graph.buffers for n in graph.shapes}
+        self._rows = _rows(graph)
         cost = graph.cost(start)
         self._filters, self._params, self._macs = cost.filters, cost.params, cost.macs
         self._channels = sum(self._begun.values())
@@ -147,177 +136,178 @@ class _State:
     def counts(self) -> Counts:
         return Counts(self._filters, self._channels, self._params, self._macs)
 
-    def width(self, group: str) -> int:
-        return self._width[group]
+    def kept(self, group: str) -> Tensor:
+        """Original channels that stay."""
+        alive = torch.ones(self._begun[group], dtype=torch.bool)
+        alive[self._gone[group]] = False
+        return self._start[group][alive]
 
-    def numel(self, tensor: str) -> int:
-        total = 1
-        for size in self._shape[tensor]:
-            total *= size
-        return total
+    def leaving(self, group: Group, place: int) -> list[int]:
+        """The places that would go, were this one chosen: none, or all up to a full multiple."""
+        chosen = [*self._waiting[group.name], place]
+        width = self._width[group.name] - len(chosen)
+        return chosen if width % self._round_to == 0 else []
 
-    def size(self, tensor: str, dim: int) -> int:
-        return self._shape[tensor][dim]
+    def shape_without(self, tensor: str, group: Group, places: Sequence[int]) -> list[int]:
+        """The tensor's shape once these places of the group are gone."""
+        shape = list(self._shape[tensor])
+        for dim, each in self._takes[group.name].get(tensor, ()):
+            shape[dim] -= sum(each[p] for p in places)
+        return shape
 
-    def rows(self, tensor: str) -> int:
-        return self._rows.get(tensor, 0)
-
-    def next_width(self, group: str) -> int:
-        """The group's width if one more of its channels went."""
-        left = self._begun[group] - self._gone[group] - 1
-        return min(self._begun[group], -(-left // self._round_to) * self._round_to)
-
-    def remove(self, group: Group) -> None:
-        width = self.next_width(group.name)
-        self._gone[group.name] += 1
-        fewer = self._width[group.name] - width
-        if fewer:
-            self._resize(group, fewer)
-            self._width[group.name] = width
-
-    def _resize(self, group: Group, fewer: int) -> None:
-        before = self._sizes(group.name)
-        for tensor, dim, each in self._slices[group.name]:
-            self._shape[tensor][dim] -= each * fewer
-        after = self._sizes(group.name)
-        self._params += after[0] - before[0]
-        self._macs += after[1] - before[1]
-        self._filters -= self._filters_each[group.name] * fewer
-        self._channels -= fewer
-
-    def _sizes(self, group: str) -> tuple[int, int]:
-        params = macs = 0
-        for tensor in self._touched[group]:
-            numel = self.numel(tensor)
-            params += numel if tensor in self._parameters else 0
-            macs += numel * self._rows.get(tensor, 0)
-        return params, macs
+    def remove(self, group: Group, place: int) -> None:
+        places = self.leaving(group, place)
+        self._waiting[group.name].append(place)
+        if not places:
+            return
+        for tensor in self._takes[group.name]:
+            before = prod(self._shape[tensor])
+            self._shape[tensor] = self.shape_without(tensor, group, places)
+            fewer = before - prod(self._shape[tensor])
+            self._params -= fewer if self._is_parameter[tensor] else 0
+            self._macs -= fewer * self._rows.get(tensor, 0)
+        self._filters -= sum(self._filters_of[group.name][p] for p in places)
+        self._channels -= len(places)
+        self._width[group.name] -= len(places)
+        self._gone[group.name] += places
+        self._waiting[group.name] = []
 
 
-def _each(part: Slice, group: Group) -> int:
-    """Positions of a tensor's dimension that one channel of the group takes."""
-    return max(1, int((part.channel >= 0).sum()) // group.channels)
+def _takes(group: Group, start: Plan) -> dict[str, list[tuple[int, list[int]]]]:
+    """Tensor -> [(dimension, its positions that each kept channel takes)]."""
+    takes: dict[str, list[tuple[int, list[int]]]] = {}
+    for part in group.slices:
+        counts = torch.bincount(part.channel[part.channel >= 0], minlength=group.channels)
+        each = counts[start.kept[group.name]].tolist()
+        takes.setdefault(part.tensor, []).append((part.dim, each))
+    return takes
 
 
-# --- floors --------------------------------------------------------------------------------------
+def _rows(graph: Graph) -> dict[str, int]:
+    """Weight -> how many times an example uses it."""
+    rows: dict[str, int] = {}
+    for product in graph.products:
+        if product.weight:
+            rows[product.weight] = rows.get(product.weight, 0) + product.rows
+    return rows
 
-Guard = Callable[[_State, Group], str | None]
+
+# --- floors ---------------------------------------------------------------------------------------
+
+Guard = Callable[[_State, Group, Sequence[int]], str | None]
 
 
-def _held(guards: list[Guard], state: _State, group: Group) -> str | None:
-    if state.next_width(group.name) == state.width(group.name):
+def _held(guards: Iterable[Guard], state: _State, group: Group, place: int) -> str | None:
+    places = state.leaving(group, place)
+    if not places:
         return None  # rounding: nothing goes yet
-    for guard in guards:
-        reason = guard(state, group)
-        if reason:
-            return reason
-    return None
+    return next((held for g in guards if (held := g(state, group, places))), None)
 
 
-def _guards(graph: Graph, floors: Floors, state: _State) -> dict[str, list[Guard]]:
+@dataclass(frozen=True)
+class _Layer:
+    """A layer with channels of its own, and what a floor counts of it."""
+
+    name: str
+    tensor: str
+    dim: int
+    shape: tuple[int, ...]
+    has_bias: bool
+    rows: int
+
+    def measure(self, what: str, shape: Sequence[int]) -> int:
+        """Its channels, parameters (bias included) or MACs, if its weight had this shape."""
+        if what == "channels":
+            return shape[self.dim]
+        if what == "macs":
+            return prod(shape) * self.rows
+        return prod(shape) + (shape[self.dim] if self.has_bias else 0)
+
+
+def _guards(graph: Graph, floors: Floors) -> dict[str, list[Guard]]:
+    """Group -> what is to be asked before one of its channels goes."""
     whole = graph.cost()
-    totals = Counts(whole.filters, sum(g.channels for g in graph.groups), whole.params, whole.macs)
-    blocks = _blocks(graph)
-    guards: dict[str, list[Guard]] = {}
-    for group in graph.groups:
-        own: list[Guard] = [_minimum(floors.min_channels)]
-        for writer in group.writers:
-            layer = writer.layer
-            for name, ratio, measure, total in (
-                ("layer_min", floors.layer_min, "channels", totals.channels),
-                ("layer_min_params", floors.layer_min_params, "params", totals.params),
-                ("layer_min_macs", floors.layer_min_macs, "macs", totals.macs),
-            ):
-                share = share_for(ratio, layer)
-                if share or (floors.relative and ratio):
-                    own.append(_share_guard(graph, floors, name, layer, [writer], share, measure, total))
-            share = share_for(floors.block_min_params, layer)
-            if share:
-                block = layer_of(layer)
-                own.append(_share_guard(graph, floors, "block_min_params", block or "the network",
-                                        blocks[block], share, "params", totals.params))
-        guards[group.name] = own
+    totals = {"channels": sum(g.channels for g in graph.groups), "params": whole.params,
+              "macs": whole.macs}
+    layers, blocks = _layers(graph), _blocks(graph)
+    guards: dict[str, list[Guard]] = {g.name: [_minimum(floors.min_channels)] for g in graph.groups}
+
+    def add(name: str, what: str, where: str, members: Sequence[_Layer]) -> None:
+        share = share_for(getattr(floors, name), where)
+        if not share:
+            return
+        place = f"{name}: {where or 'the network'}"
+        guard = _share_guard(floors, place, members, share, what, totals[what])
+        for group in graph.groups:
+            touched = {(s.tensor, s.dim) for s in group.slices}
+            # Counted as it is now, a layer also shrinks with the channels that it reads.
+            if any((m.tensor, d) in touched for m in members for d in range(len(m.shape))
+                   if d == m.dim or (floors.counting == "current" and what != "channels")):
+                guards[group.name].append(guard)
+
+    for layer in layers:
+        add("layer_min", "channels", layer.name, [layer])
+        add("layer_min_params", "params", layer.name, [layer])
+        add("layer_min_macs", "macs", layer.name, [layer])
+    for block, members in blocks.items():
+        add("block_min_params", "params", block, members)
     return guards
 
 
 def _minimum(min_channels: int) -> Guard:
-    def guard(state: _State, group: Group) -> str | None:
-        if state.next_width(group.name) < max(1, min_channels):
-            return f"min_channels: {max(1, min_channels)} must stay"
+    least = max(1, min_channels)
+
+    def guard(state: _State, group: Group, places: Sequence[int]) -> str | None:
+        for writer in group.writers:
+            if state.shape_without(writer.tensor, group, places)[writer.dim] < least:
+                return f"min_channels: {writer.layer} keeps {least}"
         return None
 
     return guard
 
 
-def _share_guard(graph: Graph, floors: Floors, name: str, where: str, writers: list[Slice],
-                 share: float, measure: str, total: int) -> Guard:
-    """Refuse a removal after which `writers` together hold less than their share of `measure`."""
-    original = sum(_measure_whole(graph, w, measure) for w in writers)
+def _share_guard(floors: Floors, where: str, layers: Sequence[_Layer], share: float, what: str,
+                 total: int) -> Guard:
+    """Refuse a removal after which `layers` together hold less than their share of `what`."""
+    original = sum(layer.measure(what, layer.shape) for layer in layers)
 
-    def guard(state: _State, group: Group) -> str | None:
-        left = sum(_measure_after(graph, w, measure, floors.counting, state, group)
-                   for w in writers)
+    def guard(state: _State, group: Group, places: Sequence[int]) -> str | None:
+        left = 0
+        for layer in layers:
+            shape = state.shape_without(layer.tensor, group, places)
+            if floors.counting == "own":
+                width = shape[layer.dim]
+                shape = list(layer.shape)
+                shape[layer.dim] = width
+            left += layer.measure(what, shape)
         floor = share
         if floors.relative:
-            floor = min(share, floors.relative * getattr(state.counts(), measure) / total)
+            floor = min(share, floors.relative * getattr(state.counts(), what) / total)
         # The least whole number of what is counted that is not below the share of it.
         if left < ceil(floor * original - 1e-9):
-            return f"{name}: {where} keeps {floor:.4g} of its {measure}"
+            return f"{where} keeps {floor:.4g} of its {what}"
         return None
 
     return guard
 
 
-def _measure_whole(graph: Graph, writer: Slice, measure: str) -> int:
-    shape = graph.shapes[writer.tensor]
-    if measure == "channels":
-        return shape[writer.dim]
-    numel = int(torch.Size(shape).numel())
-    if measure == "macs":
-        return numel * _rows(graph, writer.tensor)
-    return numel + (shape[writer.dim] if _bias_of(graph, writer) else 0)
+def _layers(graph: Graph) -> list[_Layer]:
+    """Every layer that writes channels of a group, once."""
+    rows = _rows(graph)
+    found: dict[tuple[str, int], _Layer] = {}
+    for writer in (w for group in graph.groups for w in group.writers):
+        bias = f"{writer.layer}.bias".removeprefix(".")
+        found[writer.tensor, writer.dim] = _Layer(
+            writer.layer, writer.tensor, writer.dim, graph.shapes[writer.tensor],
+            bias in graph.shapes, rows.get(writer.tensor, 0))
+    return list(found.values())
 
 
-def _measure_after(graph: Graph, writer: Slice, measure: str, counting: str, state: _State,
-                   group: Group) -> int:
-    """The writer's count once the group has lost its next channel."""
-    fewer = (state.width(group.name) - state.next_width(group.name)) * _shared(writer, group)
-    width = state.size(writer.tensor, writer.dim) - fewer
-    if measure == "channels":
-        return width
-    now = state.size(writer.tensor, writer.dim)
-    if counting == "current":
-        per_filter = state.numel(writer.tensor) // now
-    else:
-        shape = graph.shapes[writer.tensor]
-        per_filter = int(torch.Size(shape).numel()) // shape[writer.dim]
-    if measure == "macs":
-        return per_filter * width * _rows(graph, writer.tensor)
-    return (per_filter + (1 if _bias_of(graph, writer) else 0)) * width
-
-
-def _shared(writer: Slice, group: Group) -> int:
-    """Positions of the writer that one channel of the group takes; 0 for another group's writer."""
-    for part in group.writers:
-        if part.tensor == writer.tensor and part.dim == writer.dim:
-            return _each(part, group)
-    return 0
-
-
-def _rows(graph: Graph, weight: str) -> int:
-    return sum(p.rows for p in graph.products if p.weight == weight)
-
-
-def _bias_of(graph: Graph, writer: Slice) -> bool:
-    return f"{writer.layer}.bias" in graph.shapes
-
-
-def _blocks(graph: Graph) -> dict[str, list[Slice]]:
-    """Parent module -> the prunable layers right under it."""
-    blocks: dict[str, list[Slice]] = {}
-    for group in graph.groups:
-        for writer in group.writers:
-            blocks.setdefault(layer_of(writer.layer), []).append(writer)
+def _blocks(graph: Graph) -> dict[str, list[_Layer]]:
+    """Parent module -> the layers right under it."""
+    blocks: dict[str, list[_Layer]] = {}
+    for layer in _layers(graph):
+        blocks.setdefault(layer_of(layer.name), []).append(layer)
     return blocks
 
 
@@ -333,18 +323,26 @@ def share_for(ratio: Ratio, layer: str) -> float:
     return float(ratio.get("", 0.0))
 
 
-def check_names(graph: Graph, floors: Floors) -> None:
-    """Raises ConfigError for a floor on a module that the network does not have."""
+def check_floors(graph: Graph, floors: Floors) -> None:
+    """Raises ConfigError for a number out of range, or a module that the network does not have."""
     modules = {""}
     for tensor in (name for names in graph.names.values() for name in names):
         while tensor:
             tensor = layer_of(tensor)
             modules.add(tensor)
+    parents = {layer_of(module) for module in modules}
     mistakes = []
-    for field_name in ("layer_min", "layer_min_params", "layer_min_macs", "block_min_params"):
-        ratio = getattr(floors, field_name)
-        if isinstance(ratio, Mapping):
-            mistakes += [f"floors.{field_name}: {unknown('module', name, modules - {''})}"
-                         for name in ratio if name not in modules]
+    for name in (f.name for f in fields(floors) if f.name not in ("min_channels", "counting")):
+        ratio = getattr(floors, name)
+        shares = ratio if isinstance(ratio, Mapping) else {"": ratio}
+        known = parents if name == "block_min_params" else modules
+        mistakes += [f"floors.{name}: {unknown('module', m, known - {''})}"
+                     for m in shares if m not in known]
+        mistakes += [f"floors.{name}: {share} must be from 0 to 1."
+                     for share in shares.values() if not 0 <= share <= 1]
+    if floors.min_channels < 1:
+        mistakes.append(f"floors.min_channels: {floors.min_channels} must be at least 1.")
+    if floors.counting not in COUNTING:
+        mistakes.append(f"floors.counting: {unknown('way of counting', floors.counting, COUNTING)}")
     if mistakes:
         raise ConfigError("\n".join(mistakes))

@@ -6,7 +6,7 @@ attributes that repeat their sizes are brought up to date.
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ _SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features"
 
 
 class Transaction:
-    """Remembers tensors and sizes of a model; puts them back if the block raises."""
+    """Remembers a model's tensors, gradients and sizes; puts them back if the block raises."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._tensors = [(t, t.data) for t in [*model.parameters(), *model.buffers()]]
+        self._tensors = [(t, t.data, t.grad) for t in [*model.parameters(), *model.buffers()]]
         self._sizes = [(m, a, getattr(m, a)) for m in model.modules() for a in _SIZES
                        if isinstance(m.__dict__.get(a), int)]
 
@@ -37,8 +37,9 @@ class Transaction:
             self.undo()
 
     def undo(self) -> None:
-        for tensor, data in self._tensors:
+        for tensor, data, grad in self._tensors:
             tensor.data = data
+            tensor.grad = grad
         for module, attribute, size in self._sizes:
             setattr(module, attribute, size)
 
@@ -64,10 +65,11 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
         done: set[tuple[int, int]] = set()
         for (name, dim), place in places.items():
             tensor = tensors[name]
-            if (id(tensor), dim) not in done:  # tied tensors have several names
-                done.add((id(tensor), dim))
-                tensor.data = tensor.data.index_select(dim, place.to(tensor.device))
-                tensor.grad = None
+            if (id(tensor), dim) in done or len(place) == tensor.shape[dim]:
+                continue
+            done.add((id(tensor), dim))  # a tied tensor has several names
+            tensor.data = tensor.data.index_select(dim, place.to(tensor.device))
+            tensor.grad = None
         touched = {name.rpartition(".")[0] for name, _ in places}
         for module_name in touched:
             _refresh(model.get_submodule(module_name))
@@ -79,10 +81,12 @@ def _places(tensors: Mapping[str, Tensor], name: str, dim: int, kept: Tensor,
     if name not in tensors:
         raise SurgeryError(f"the model has no tensor '{name}': the plan is of another network.")
     size = tensors[name].shape[dim] if dim < tensors[name].dim() else -1
+    if not len(kept):
+        raise SurgeryError(f"{name}: the plan keeps nothing of dimension {dim}.")
     if had is None:
-        if size < 0 or not len(kept) or int(kept.max()) >= size:
-            raise SurgeryError(f"{name}: the plan keeps index {int(kept.max()) if len(kept) else '-'} "
-                               f"of dimension {dim}, the tensor has {tuple(tensors[name].shape)}.")
+        if int(kept.max()) >= size:
+            raise SurgeryError(f"{name}: the plan keeps index {int(kept.max())} of dimension "
+                               f"{dim}, the tensor has {tuple(tensors[name].shape)}.")
         return kept
     if size != len(had):
         raise SurgeryError(f"{name}: dimension {dim} has {size} entries, not the {len(had)} of the "
@@ -101,14 +105,16 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _refresh(module: nn.Module) -> None:
     """Sizes that a module repeats as attributes follow its tensors."""
     weight = getattr(module, "weight", None)
+    if weight is None:  # a batch norm without scale
+        weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, _CONVOLUTIONS):
         _refresh_convolution(module, weight)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif hasattr(module, "num_features"):
-        module.num_features = weight.shape[0]
+    elif "num_features" in vars(module):
+        cast(nn.BatchNorm2d, module).num_features = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]
 

@@ -1,0 +1,1 @@
+"""Fronts and pictures: takes rows and models, fetches nothing."""

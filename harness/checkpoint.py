@@ -1,0 +1,113 @@
+"""A pruned network in one file: what was kept, and the weights. No pickle, no class, no guessing.
+
+The file is a safetensors file; its header holds the plan as JSON and free metadata. A fresh,
+whole module of the same architecture is cut by the plan and given the weights.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from harness.engine.graph import Plan
+from harness.engine.surgery import Transaction, cut_parameters
+from harness.errors import ModelError
+from harness.store import write_whole
+
+Parameters = Mapping[str, Mapping[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: kept indices by tensor and dimension, weights, metadata."""
+
+    parameters: Parameters
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+
+
+def save_pruned(module: nn.Module, plan: Plan | Parameters, path: str | Path, *,
+                metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a pruned module's plan and weights; `metadata` must be JSON."""
+    parameters = plan.parameters if isinstance(plan, Plan) else plan
+    kept = {name: {str(dim): indices.tolist() for dim, indices in dims.items()}
+            for name, dims in parameters.items()}
+    header = {"format": "harness.pruned.1", "parameters": json.dumps(kept),
+              "metadata": json.dumps(dict(metadata or {}))}
+    write_whole(Path(path), save(state_of(module), metadata=header))
+
+
+def load_pruned(module: nn.Module, path: str | Path) -> nn.Module:
+    """Cut a fresh, whole module as the file says and give it the file's weights, in place.
+
+    Returns: the same module. Raises ModelError, the module untouched, if the file is not one of
+    ours, is broken, or is of another network.
+    """
+    checkpoint = read_checkpoint(path)
+    with Transaction(module):
+        rebuild(module, checkpoint.parameters, checkpoint.tensors)
+    return module
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The file's content. Raises ModelError if it is not a pruned network or is broken."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kept = json.loads(header["parameters"])
+        parameters = {name: {int(d): torch.tensor(i, dtype=torch.long) for d, i in dims.items()}
+                      for name, dims in kept.items()}
+        return Checkpoint(parameters, tensors, json.loads(header["metadata"]))
+    except FileNotFoundError as error:
+        raise ModelError(f"no file {path}.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ModelError(f"{path} is not a pruned network of ours, or is broken: {error}") from error
+
+
+def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Cut a whole module and copy weights into it.
+
+    Raises ModelError for missing, surplus, misshapen or not finite tensors, all named at once.
+    """
+    try:
+        cut_parameters(module, parameters)
+    except Exception as error:
+        raise ModelError(f"the plan does not fit this network: {error}") from error
+    own = state_of(module, copy_data=False)
+    wrong = [f"{n} is missing" for n in own if n not in tensors]
+    wrong += [f"{n} is not in the network" for n in tensors if n not in own]
+    wrong += [f"{n} has shape {tuple(tensors[n].shape)}, the network needs {tuple(t.shape)}"
+              for n, t in own.items() if n in tensors and tensors[n].shape != t.shape]
+    wrong += [f"{n} holds numbers that are not finite" for n, t in tensors.items()
+              if t.is_floating_point() and not bool(t.isfinite().all())]
+    if wrong:
+        raise ModelError("the weights do not fit: " + "; ".join(wrong[:8])
+                         + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def rebuilt(template: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The same on a copy; the template stays whole."""
+    module = copy.deepcopy(template)
+    rebuild(module, parameters, tensors)
+    return module
+
+
+def state_of(module: nn.Module, *, copy_data: bool = True) -> dict[str, Tensor]:
+    """First name -> tensor, for every parameter and buffer once (tied ones have several names)."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if not copy_data:
+        return tensors
+    # clone(contiguous): a stage must not depend on the strides that a tensor happened to have.
+    return {n: t.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+            for n, t in tensors.items()}

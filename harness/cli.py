@@ -1,0 +1,347 @@
+"""The command line: argv -> one function call; one verb a function.
+
+`harness --help` must stay quick: torch, MLflow and Optuna are imported inside the verbs.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.console import Console
+    from harness.sweep.outcome import Outcome
+
+STOPPED, TERMINATED = 130, 143
+
+
+def _given(_: click.Context, __: click.Parameter, value: Any) -> Any:
+    """An empty parameter means 'not given': `mlflow run` passes all that it knows."""
+    return None if value == "" else value
+
+
+class Number(click.ParamType):
+    """A number, or nothing."""
+
+    name = "number"
+
+    def __init__(self, kind: type, least: float) -> None:
+        self._kind, self._least = kind, least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "" or value is None:
+            return None
+        try:
+            number = self._kind(value)
+        except ValueError:
+            self.fail(f"'{value}' is not {'an integer' if self._kind is int else 'a number'}",
+                      param, ctx)
+        if not number >= self._least:
+            self.fail(f"{value} must be at least {self._least:g}", param, ctx)
+        return number
+
+
+def _home(function: Any) -> Any:
+    return click.option("--home", callback=_given, metavar="FOLDER",
+                        help="Where studies, stages and exports lie. [HARNESS_HOME, ./runs]")(function)
+
+
+def _set(function: Any) -> Any:
+    return click.option("--set", "overrides", multiple=True, metavar="'A.B=V ...'",
+                        help="Override settings of the run; may be repeated.")(function)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="harness", prog_name="harness")
+def cli() -> None:
+    """Make convolutional networks smaller; sweep over how; compare in MLflow; export the best."""
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--profile", callback=_given, help="A short or long form that the study names: smoke.")
+@click.option("--trials", type=Number(int, 1), help="How many different settings to finish.")
+@click.option("--config", callback=_given, help="Another run configuration: a name or a file.")
+@click.option("--storage", callback=_given, metavar="URL",
+              help="Optuna storage. [sqlite in the home]")
+@_set
+@_home
+def study(name: str, profile: str | None, trials: int | None, config: str | None,
+          storage: str | None, overrides: Sequence[str], home: str | None) -> None:
+    """Run a study, go on with it, or show what it found.
+
+    NAME is a file, or the name of one in studies/. Example: harness study vgg16_budget --profile smoke
+    """
+    from harness.console import Console, StudyScreen
+    from harness.sweep.conduct import conduct
+    from harness.sweep.storage import default_url
+
+    console = Console()
+    loaded = _load_study(name, profile, config, overrides, trials)
+    root = _home_of(home)
+    with StudyScreen(console) as screen:
+        outcome, new = conduct(loaded, root, storage or default_url(root),
+                               lambda: _tracker(loaded.config.name, root), screen)
+    if not new:
+        console.say(f"{outcome.study_id} is finished: {outcome.settings_finished} settings. "
+                    "Ask for more with --trials.")
+    _print_outcome(console, outcome, home)
+
+
+@cli.command()
+@click.argument("config")
+@_set
+@_home
+def run(config: str, overrides: Sequence[str], home: str | None) -> None:
+    """Run one trajectory: prune, retrain, ..., final fine-tune; tracked in MLflow.
+
+    CONFIG is a file, or the name of one in configs/. Example: harness run vgg16_digits --set
+    prune.percentage=70
+    """
+    from harness.console import Console, StudyScreen
+    from harness.sweep.single import run_one
+
+    console = Console()
+    loaded = _load_run(config, overrides)
+    root = _home_of(home)
+    with StudyScreen(console) as screen:
+        single = run_one(loaded, root, lambda: _tracker(loaded.name, root), screen)
+    console.table(f"{loaded.name}: {single.reason}", single.columns, single.rows, single.notes)
+
+
+@cli.command()
+@click.argument("config")
+@_set
+@_home
+def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
+    """Train a configuration's baseline, or find it trained; say what it is.
+
+    Example: harness baseline vgg16_digits
+    """
+    from harness.console import Console, StudyScreen, count, percent
+    from harness.experiment import Experiment
+    from harness.store import FolderStore
+
+    console = Console()
+    loaded = _load_run(config, overrides)
+    with StudyScreen(console) as screen:
+        experiment = Experiment(loaded, FolderStore(_home_of(home) / "stages"), screen)
+    stage, whole = experiment.baseline, experiment.whole
+    console.table(f"baseline of {loaded.name}", ["what", "value"], [
+        ["validation accuracy", percent(stage.accuracy)], ["MACs per picture", count(whole.macs)],
+        ["FLOPs per picture (2 x MACs)", count(whole.flops)], ["parameters", count(whole.params)],
+        ["filters", str(whole.filters)], ["stage", stage.key],
+        ["made", "found in the store" if stage.reused else "just now"]])
+
+
+@cli.command()
+@click.argument("config")
+@_set
+def cost(config: str, overrides: Sequence[str]) -> None:
+    """Count a network layer by layer; say what can be cut, and what cannot, and why.
+
+    Example: harness cost vgg16_digits
+    """
+    from harness.console import Console, count
+    from harness.experiment import describe
+
+    console = Console()
+    loaded = _load_run(config, overrides)
+    whole, groups, frozen = describe(loaded)
+    rows = [[layer.layer or "(products of activations)", str(layer.filters or "-"),
+             count(layer.params), count(layer.macs)] for layer in whole.layers]
+    rows.append(["all", str(whole.filters), count(whole.params), count(whole.macs)])
+    notes = [f"flops = 2 x MACs = {count(whole.flops)}; counted, per picture; not counted: "
+             + ", ".join(f"{name} x{n}" for name, n in whole.uncounted.items()),
+             f"can be cut: {len(groups)} groups; not: "
+             + ("; ".join(f"{g} ({why})" for g, why in frozen.items()) or "none")]
+    console.table(loaded.name, ["layer", "filters", "parameters", "MACs"], rows, notes)
+
+
+@cli.command()
+def criteria() -> None:
+    """List the criteria by which channels are ranked."""
+    from harness.console import Console
+    from harness.engine.criteria import CRITERIA
+
+    Console().table("criteria", ["name", "needs", "normalized by", "what"], [
+        [name, c.needs, c.normalize, (c.score.__doc__ or "").splitlines()[0]]
+        for name, c in CRITERIA.items()])
+
+
+@cli.command()
+@click.argument("files", nargs=-1)
+def check(files: Sequence[str]) -> None:
+    """Validate configurations and studies; all mistakes at once.
+
+    Without FILES: everything in configs/ and studies/. Example: harness check studies/mine.yaml
+    """
+    from harness.config import check_file, every_file
+    from harness.console import Console
+    from harness.errors import ConfigError
+
+    console = Console()
+    names = list(files) or every_file()
+    mistakes = []
+    for name in names:
+        try:
+            check_file(name, known=_known())
+        except ConfigError as error:
+            mistakes.append(str(error))
+        else:
+            console.say(f"{name}: good")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--profile", callback=_given)
+@click.option("--config", callback=_given)
+@click.option("--storage", callback=_given, metavar="URL")
+@_set
+@_home
+def status(name: str, profile: str | None, config: str | None, storage: str | None,
+           overrides: Sequence[str], home: str | None) -> None:
+    """Show how far a study is. Example: harness status vgg16_budget"""
+    from harness.console import Console
+    from harness.sweep.conduct import progress
+    from harness.sweep.storage import default_url
+
+    loaded = _load_study(name, profile, config, overrides, None)
+    root = _home_of(home)
+    state = progress(loaded, root, storage or default_url(root))
+    Console().table(state.title, state.columns, state.rows, state.notes)
+
+
+@cli.command()
+@click.option("--study", "name", required=True, help="A study's name, or its id.")
+@click.option("--format", "format_", default="pt2", show_default=True, help="pt2, onnx or state.")
+@click.option("--out", callback=_given, metavar="FILE", help="[exports/STUDY.SUFFIX in the home]")
+@_home
+def export(name: str, format_: str, out: str | None, home: str | None) -> None:
+    """Write a study's champion to a file, check it, compare it with the baseline.
+
+    Example: harness export --study vgg16_budget --format onnx --out champion.onnx
+    """
+    from harness.console import Console
+    from harness.sweep.champion import export_champion
+
+    console = Console()
+    report = export_champion(name, _home_of(home), format_, Path(out) if out else None)
+    console.table(report.title, report.columns, report.rows, report.notes)
+
+
+@cli.command()
+@click.option("--port", type=Number(int, 1), default=5000, show_default=True)
+@_home
+def ui(port: int, home: str | None) -> None:
+    """Start MLflow's pages, light, on 127.0.0.1, and print the links of the studies."""
+    from harness import tracking
+    from harness.console import Console
+    from harness.sweep.champion import outcomes
+
+    console = Console()
+    root = _home_of(home)
+    found = outcomes(root)
+    console.say("starting MLflow's pages (about ten seconds) ...")
+    with tracking.serve(None, root, port) as server:
+        for outcome in found:
+            console.say(f"{outcome.study_id}: {server.url}{outcome.view}")
+        console.say(f"all experiments: {server.url}")
+        console.say("Ctrl-C ends it.")
+        server.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb; a user's mistake is a sentence and an exit code, never a traceback."""
+    # Before torch loads: a thread that spins while it waits collapses when another process runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    ended: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        cli.main(args=None if argv is None else list(argv), standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HarnessError as error:
+        from harness.console import Console
+
+        Console().error(f"{type(error).__name__}: {error}")
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        from harness.console import Console
+
+        Console().warn("stopped. Nothing is lost: run the same command again to go on.")
+        sys.exit(TERMINATED if ended else STOPPED)
+    sys.exit(0)
+
+
+def _home_of(home: str | None) -> Path:
+    return Path(home or os.environ.get("HARNESS_HOME") or "runs").expanduser()
+
+
+def _known() -> Any:
+    from harness.config import Known
+    from harness.experiment import known_names
+
+    return Known(**known_names())
+
+
+def _load_run(name: str, overrides: Sequence[str]) -> Any:
+    from harness.config import load_run
+
+    return load_run(name, overrides=overrides, known=_known())
+
+
+def _load_study(name: str, profile: str | None, config: str | None, overrides: Sequence[str],
+                trials: int | None) -> Any:
+    from harness.config import load_study
+
+    return load_study(name, profile=profile, config=config, overrides=overrides, known=_known(),
+                      trials=trials)
+
+
+def _tracker(experiment: str, home: Path) -> Any:
+    from harness.tracking import MlflowTracker
+
+    return MlflowTracker.open(None, experiment, home)
+
+
+def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> None:
+    from harness.console import count, percent
+
+    rows = []
+    for row in outcome.rows:
+        settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
+        rows.append([row.role, row.name, percent(row.accuracy), percent(row.test_accuracy),
+                     percent(row.share), count(row.params), str(row.filters), settings])
+    at = f" --home {home}" if home else ""
+    best = outcome.champion
+    notes = [
+        f"accuracy is on validation; the test split was read for baseline and champion alone. "
+        f"FLOPs are of the baseline's; the budget is {percent(outcome.budget)}.",
+        f"{outcome.settings_finished} settings; {outcome.epochs_run} epochs of retraining and "
+        f"fine-tuning, a sweep without sharing would have run {outcome.epochs_naive} "
+        f"({outcome.saved:.2f}x; {outcome.saved_with_baselines:.2f}x with a baseline each)."]
+    notes += list(outcome.notes)
+    if best is not None:
+        notes.append(f"champion's weights: sha256 {outcome.weights[:16]}")
+    notes.append(f"compare the trials:  python -m harness ui{at}")
+    if best is not None:
+        notes.append("export the champion: python -m harness export --study "
+                     f"{outcome.study_id}{at} --format onnx --out champion.onnx")
+    console.table(outcome.study_id, ["", "network", "accuracy", "test", "FLOPs", "parameters",
+                                     "filters", "settings"], rows, notes)

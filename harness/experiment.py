@@ -1,0 +1,273 @@
+"""One run from start to end: data, network, baseline, trajectory, final fine-tune.
+
+`Experiment` holds what all runs of a configuration share and need not be made twice: the data on
+the device, the traced network, the baseline. A trial is one walk through it with its own settings.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from harness import train as training
+from harness.config import RunConfig
+from harness.data import DATASETS, Data, load
+from harness.engine.cost import Cost
+from harness.engine.criteria import CRITERIA
+from harness.engine.evidence import Batch
+from harness.engine.graph import trace
+from harness.engine.pruner import ignoring
+from harness.engine.selection import Floors
+from harness.errors import ModelError
+from harness.evaluate import evaluate, latencies
+from harness.models import MODELS, build
+from harness.runtime import bits, device_of, seed_of, seeded, settle
+from harness.store import Store, key_of
+from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+class Watcher(Protocol):
+    """A progress display, or nothing."""
+
+    def step(self, number: int, text: str, percentage: float) -> None: ...
+    def epoch(self, done: int, total: int, text: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one walk found. finals: step number -> that step after the final fine-tune."""
+
+    steps: Sequence[Step]
+    finals: Mapping[int, Stage]
+    reason: str
+    reached: bool
+
+    @property
+    def last(self) -> Step:
+        return self.steps[-1]
+
+    @property
+    def final(self) -> Stage:
+        return self.finals[self.last.number]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every stage that this trial trained or found trained, the baseline not included."""
+        return [s.stage for s in self.steps if s.number] + list(self.finals.values())
+
+
+@dataclass
+class Training:
+    """The configured training as `Work`: what a trajectory asks for."""
+
+    config: RunConfig
+    data: Data
+    watcher: Watcher | None = None
+    identity: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.identity = {
+            "retrain": asdict(recipe_of(self.config.retrain)),
+            "ranking": {"examples": self.config.prune.ranking_examples,
+                        "batch_size": self.config.retrain.batch_size}}
+
+    def retrain(self, model: nn.Module, seed: int, observe: Observe) -> list[EpochRow]:
+        return self.fit(model, recipe_of(self.config.retrain), seed, observe)
+
+    def fit(self, model: nn.Module, recipe: training.Recipe, seed: int,
+            observe: Observe | None = None) -> list[EpochRow]:
+        """Train in place on the training split; validation after every epoch."""
+        watcher = self.watcher
+        extra = {"observe": observe} if observe else {}
+        with seeded(seed):
+            rows = training.train(
+                model, self.data.train, recipe, seed=seed, autocast=self.config.autocast,
+                validate=lambda m: training.Score(*self.evaluate(m)),
+                on_epoch=(lambda done, total: watcher.epoch(done, total)) if watcher
+                else (lambda done, total: None), **extra)
+        return [EpochRow(r.train_loss, r.val.loss, r.val.accuracy, r.lr) for r in rows]
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        measured = evaluate(model, self.data.val)
+        return measured.accuracy, measured.loss
+
+    def batches(self) -> Iterator[Batch]:
+        count = self.config.prune.ranking_examples or len(self.data.train.targets)
+        size = self.config.retrain.batch_size
+        yield from zip(self.data.train.inputs[:count].split(size),
+                       self.data.train.targets[:count].split(size))
+
+    def latency(self, model: nn.Module) -> float:
+        """Milliseconds of one forward of one picture: the median of ten."""
+        return latencies({"": model}, self.data.val.inputs[:1], rounds=10)[""].median_ms
+
+
+class Experiment:
+    """What the runs of one configuration share. Opening it trains the baseline, or finds it."""
+
+    def __init__(self, config: RunConfig, store: Store, watcher: Watcher | None = None) -> None:
+        self.config, self.store, self.watcher = config, store, watcher
+        self.device = device_of(config.device)
+        settle(config.threads)
+        data = load_data(config)
+        self.data = data.to(self.device)
+        self._root = {
+            "kind": "baseline", "data": data.fingerprint, "model": config.model.model_dump(),
+            "weights": _digest_of_file(config.model.weights),
+            "train": asdict(recipe_of(config.baseline)), "seed": config.seed,
+            "replicate": config.replicate, "memory_format": config.memory_format,
+            "autocast": config.autocast, "bits": bits(self.device, config.threads)}
+        self.template = network(config, data)
+        example = data.val.inputs[:8].contiguous()
+        self._lab = Lab(self.template, example, Training(config, self.data, watcher), store=store,
+                        ignore=config.prune.ignore, place=self.place)
+        self.baseline = self._train_baseline()
+
+    @property
+    def whole(self) -> Cost:
+        """The baseline's cost."""
+        return self._lab.graph.cost()
+
+    @property
+    def frozen(self) -> Mapping[str, str]:
+        """Group -> why it is never cut."""
+        return self._lab.graph.frozen
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Where and how networks run here."""
+        return module.to(self.device, memory_format=MEMORY_FORMATS[self.config.memory_format])
+
+    def trial(self, config: RunConfig, *, macs: int | None = None, budget: int | None = None,
+              on_step: Callable[[Step], None] = lambda step: None) -> Trial:
+        """Walk with these settings; fine-tune the last step, and the first within the budget.
+
+        macs: stop at these MACs (a control at matched FLOPs) instead of the percentage.
+        budget: MACs; the first step that holds them is the most accurate one that may be chosen.
+        on_step: told of every step as soon as it is done.
+        """
+        lab = self.lab(config)
+        settings = settings_of(config, macs)
+        steps: list[Step] = []
+        end: Path | None = None
+        for event in walk(lab, self.baseline, settings, self.watcher):
+            if isinstance(event, Path):
+                end = event
+            else:
+                steps.append(event)
+                on_step(event)
+        assert end is not None
+        within = [s for s in steps if budget is not None and s.macs <= budget]
+        worth = {s.number: s for s in [*within[:1], steps[-1]]}
+        finals = {number: self.finetune(lab, config, step) for number, step in worth.items()}
+        return Trial(steps, finals, end.reason, end.reached)
+
+    def lab(self, config: RunConfig) -> Lab:
+        """The shared network and store, with a trial's own way of retraining."""
+        work = Training(config, self.data, self.watcher)
+        return Lab(self.template, self._lab.example, work, store=self.store, place=self.place,
+                   graph=self._lab.graph)
+
+    def finetune(self, lab: Lab, config: RunConfig, step: Step) -> Stage:
+        """The leaf stage behind a step; without fine-tune epochs it is the step itself."""
+        if not config.finetune.epochs or not step.number:
+            return step.stage
+        if self.watcher:
+            self.watcher.step(step.number, "final fine-tune", step.percentage)
+        recipe = recipe_of(config.finetune)
+        work = Training(config, self.data, self.watcher)
+        return lab.leaf(step.stage, asdict(recipe),
+                        lambda model, seed: work.fit(model, recipe, seed))
+
+    def stage(self, key: str) -> Stage | None:
+        """A stage made before, if the store still has it."""
+        return self._lab.find(key)
+
+    def model(self, stage: Stage) -> nn.Module:
+        """The stage's network, where it runs, in eval mode."""
+        return self._lab.model(stage)
+
+    def test_accuracy(self, stage: Stage) -> float:
+        """Accuracy on the test split: for the report, never for a choice."""
+        return evaluate(self.model(stage), self.data.read_test()).accuracy
+
+    def _train_baseline(self) -> Stage:
+        key = key_of(self._root)
+        recipe = recipe_of(self.config.baseline)
+        work = Training(self.config, self.data, self.watcher)
+        if self.watcher:
+            self.watcher.step(0, "baseline", 0.0)
+        return self._lab.first(key, lambda model: work.fit(model, recipe, seed_of(key)))
+
+
+def load_data(config: RunConfig) -> Data:
+    """The configured data set, on the CPU."""
+    return load(config.data.name, size=config.data.size, val=config.data.val,
+                test=config.data.test, seed=config.data.seed, options=config.data.options)
+
+
+def network(config: RunConfig, data: Data) -> nn.Module:
+    """The configured network, whole, on the CPU; its first weights are seeded or from a file."""
+    shape = data.input_shape
+    with seeded(seed_of(f"weights/{config.seed}/{config.replicate}")):
+        model = build(config.model.name, num_classes=data.num_classes, in_channels=shape[0],
+                      width=config.model.width, input_size=shape[-1], options=config.model.options)
+    if config.model.weights:
+        _load(model, FilePath(config.model.weights))
+    return model
+
+
+def describe(config: RunConfig) -> tuple[Cost, tuple[str, ...], Mapping[str, str]]:
+    """(counts, groups that can be cut, group -> why it cannot), without training anything."""
+    data = load_data(config)
+    model = network(config, data)
+    graph = ignoring(trace(model, data.val.inputs[:2]), config.prune.ignore, model)
+    return graph.cost(), tuple(g.name for g in graph.groups), graph.frozen
+
+
+def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
+    """A run's pruning settings as a trajectory takes them."""
+    prune = config.prune
+    return Settings(
+        filters_per_step=prune.filters_per_step, macs=macs,
+        percentage=100.0 if macs is not None else prune.percentage, criterion=prune.criterion,
+        normalize=prune.normalize, ranking=prune.ranking, floors=Floors(**prune.floors.model_dump()),
+        round_to=prune.round_to, certify=prune.certify, seed=config.seed)
+
+
+def recipe_of(section: Any) -> training.Recipe:
+    """A training section of a configuration as the loop takes it."""
+    return training.Recipe(**section.model_dump())
+
+
+def known_names() -> dict[str, frozenset[str]]:
+    """The tables' names, to check configurations against."""
+    return {"criteria": frozenset(CRITERIA), "data": frozenset(DATASETS),
+            "models": frozenset(MODELS)}
+
+
+def _load(model: nn.Module, path: FilePath) -> None:
+    """Give the model a file's state dict; every name and shape must fit."""
+    try:
+        state = (load_file(path) if path.suffix == ".safetensors"
+                 else torch.load(path, map_location="cpu", weights_only=True))
+        model.load_state_dict(state)
+    except Exception as error:  # pickle, zip, safetensors and torch each raise their own
+        raise ModelError(f"model.weights: {path} does not fit: {error}") from error
+
+
+def _digest_of_file(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(FilePath(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"model.weights: {path} cannot be read: {error.strerror}.") from error
+
+

@@ -1,0 +1,88 @@
+"""What a run writes down: the same names in every study, one batch a step.
+
+Per step (step = pruning iteration): val_accuracy, val_accuracy_cut, val_loss, percentage, macs,
+flops, flops_reduction (share of the baseline's, in [0, 1]), params, filters, size_mb, latency_ms.
+Per epoch (step = epochs of this run so far): train_loss, val_loss_epoch, lr. Summaries: final_*.
+A point carries the time at which its stage was made, so writing it again changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.analysis.plots import layer_widths
+from harness.engine.cost import Cost
+from harness.tracking import Point, Tracker
+from harness.trajectories import Stage, Step
+
+
+@dataclass
+class Journal:
+    """One run of the tracker, and the whole network's cost that everything is compared with."""
+
+    tracker: Tracker
+    run_id: str
+    whole: Cost
+    _epochs: int = 0
+
+    def step(self, step: Step) -> None:
+        """Everything that one pruning step learned, in one batch."""
+        facts = step.stage.facts
+        metrics = {"val_accuracy": step.accuracy, "val_accuracy_cut": step.accuracy_cut,
+                   "val_loss": float(facts["loss"]), "percentage": step.percentage,
+                   "latency_ms": float(facts["latency_ms"]), "reused": float(step.stage.reused),
+                   **self.counted(step.cost)}
+        made = int(facts["made_ms"])
+        points = [Point(key, value, step.number, made) for key, value in metrics.items()]
+        self.tracker.log_points(self.run_id, points + (self._rows(step.stage) if step.number else []))
+
+    def final(self, stage: Stage, cost: Cost, *, test_accuracy: float | None = None) -> None:
+        """The run's result, as metrics without a step."""
+        counted = self.counted(cost)
+        metrics = {"final_val_accuracy": stage.accuracy,
+                   "final_latency_ms": float(stage.facts["latency_ms"]),
+                   **{f"final_{key}": counted[key] for key in counted}}
+        if test_accuracy is not None:
+            metrics["final_test_accuracy"] = test_accuracy
+        self.summary(metrics, int(stage.facts["made_ms"]))
+
+    def epochs(self, stage: Stage) -> None:
+        """The epochs of a stage that is no pruning step: the baseline, the final fine-tune."""
+        self.tracker.log_points(self.run_id, self._rows(stage))
+
+    def summary(self, metrics: Mapping[str, float], made_ms: int) -> None:
+        self.tracker.log_points(self.run_id, [Point(k, v, 0, made_ms) for k, v in metrics.items()])
+
+    def layers(self, steps: Sequence[Step]) -> None:
+        """Widths of every layer, at every step as a table, at the last as a picture."""
+        rows = [(s.number, layer.layer, layer.filters, layer.params, layer.macs)
+                for s in steps for layer in s.cost.layers if layer.filters]
+        names = ("step", "layer", "filters", "params", "macs")
+        self.tracker.log_table(self.run_id, dict(zip(names, map(list, zip(*rows)))), "layers.json")
+        figure = layer_widths(self.widths(steps[0].cost), self.widths(steps[-1].cost))
+        self.tracker.log_image(self.run_id, figure, key="layer_widths", step=steps[-1].number)
+
+    def plans(self, steps: Sequence[Step]) -> None:
+        """The exact channels that every step kept: original numbers, by group."""
+        plans = {str(s.number): {"percentage": s.percentage, "stage": s.stage.key,
+                                 "certificate": s.stage.facts.get("certificate"),
+                                 "kept": s.plan.as_json()} for s in steps}
+        self.tracker.log_json(self.run_id, plans, "plan.json")
+
+    def counted(self, cost: Cost) -> dict[str, float]:
+        return {"macs": cost.macs, "flops": cost.flops, "params": cost.params,
+                "filters": cost.filters, "size_mb": cost.size_mb,
+                "flops_reduction": 1 - cost.macs / self.whole.macs}
+
+    @staticmethod
+    def widths(cost: Cost) -> dict[str, int]:
+        """Layer -> convolution output channels."""
+        return {layer.layer: layer.filters for layer in cost.layers if layer.filters}
+
+    def _rows(self, stage: Stage) -> list[Point]:
+        made = int(stage.facts["made_ms"])
+        points = []
+        for row in stage.epochs:
+            values = {"train_loss": row.train_loss, "val_loss_epoch": row.val_loss, "lr": row.lr}
+            points += [Point(k, v, self._epochs, made) for k, v in values.items()]
+            self._epochs += 1
+        return points

@@ -1,0 +1,376 @@
+"""What can be set: a run and a study, field by field; and what is wrong with a value, in words.
+
+Sections are frozen and strict: '8' is no number, true is no number, and NaN is none either.
+A new field's default must mean "no effect", so that the fingerprints of old files stay.
+A key is a dotted path: prune.floors.layer_min.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from harness.errors import unknown
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+DEVICE = r"^(auto|cpu|cuda|cuda:\d+)$"
+PATTERNS = {NAME: "letters, digits, '_', '-' and '.'", DEVICE: "auto, cpu, cuda or cuda:N"}
+SHORT = {"prune.filters_per_step": "filters_per_step", "retrain.epochs": "retrain_epochs",
+         "prune.floors.layer_min": "layer_min", "prune.percentage": "percentage"}
+
+
+class Section(BaseModel):
+    """Fields that belong together. without_effect: those that leave all results as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What is wrong with a key, and what would be right."""
+
+    key: str
+    text: str
+
+
+def _plain(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{shown(value)} must be text, a finite number, true, false, null, or a "
+                         "list or table of them") from error
+    return value
+
+
+def _rung(value: Any) -> Any:
+    if not (value is None or isinstance(value, bool | int | float | str)):
+        raise ValueError(f"{shown(value)} must be one plain value: a number, a word, true, false "
+                         "or null")
+    return value
+
+
+def _distinct(ladder: list[Any]) -> list[Any]:
+    twice = [value for place, value in enumerate(ladder) if value in ladder[:place]]
+    if twice:
+        raise ValueError(f"the ladder has {', '.join(map(shown, twice))} more than once")
+    return ladder
+
+
+Plain = Annotated[Any, AfterValidator(_plain)]
+Options = dict[str, Plain]
+Share = Annotated[float, Field(ge=0, le=1)]
+ONE, BY_NAME = "<one>", "<by name>"  # the two forms of a ratio, as pydantic names them in errors
+Ratio = Annotated[
+    Annotated[Share, Tag(ONE)] | Annotated[dict[str, Share], Tag(BY_NAME)],
+    Discriminator(lambda value: BY_NAME if isinstance(value, dict) else ONE)]
+Ladder = Annotated[list[Annotated[Any, AfterValidator(_rung)]], Field(min_length=1),
+                   AfterValidator(_distinct)]
+# Sorted, because the order of writing must not change what a sampler suggests.
+Sorted = AfterValidator(lambda space: dict(sorted(space.items())))
+
+
+class Data(Section):
+    name: str = Field("digits", description="Name in the table of data sets, or "
+                                            "package.module:function.")
+    size: int = Field(32, ge=1, description="Height and width of the pictures, in pixels.")
+    val: float = Field(0.2, gt=0, lt=1, description="Share of the examples for validation.")
+    test: float = Field(0.2, gt=0, lt=1, description="Share of the examples for the final report.")
+    seed: int = Field(0, ge=0, description="Seed of the split.")
+    options: Options = Field({}, description="Further arguments of the data set, by name.")
+
+    @model_validator(mode="after")
+    def _leave_some_to_train_on(self) -> "Data":
+        if self.val + self.test >= 1:
+            raise ValueError(f"val ({self.val}) and test ({self.test}) must leave a share to train "
+                             "on: together less than 1")
+        return self
+
+
+class Model(Section):
+    name: str = Field("vgg16_bn", description="Name in the table of networks, torchvision/NAME, or "
+                                              "package.module:function.")
+    width: float = Field(1.0, gt=0, le=4, description="Factor on the channels of every layer.")
+    weights: str | None = Field(None, description="File with a state dict to start from.")
+    options: Options = Field({}, description="Further arguments of the network, by name.")
+
+
+class Training(Section):
+    epochs: int = Field(1, ge=0, description="Passes over the training split.")
+    lr: float = Field(0.01, gt=0, description="Learning rate, at the schedule's highest point.")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="Which optimiser.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (sgd), first beta (adam).")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay.")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
+        "constant", description="How the learning rate moves over the epochs.")
+    batch_size: int = Field(64, ge=1, description="Examples a step.")
+    augment: Literal["none", "shift"] = Field(
+        "none", description="How training pictures are varied: shift moves them a little.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of a label that is spread "
+                                                                "over all classes.")
+
+
+class Floors(Section):
+    layer_min: Ratio = Field(0.0, description="Share of a layer's channels that stays.")
+    layer_min_params: Ratio = Field(0.0, description="Share of a layer's parameters that stays.")
+    layer_min_macs: Ratio = Field(0.0, description="Share of a layer's MACs that stays.")
+    block_min_params: Ratio = Field(
+        0.0, description="Share of the parameters under one parent module that stays.")
+    relative: float = Field(0.0, ge=0, description="If not 0, floors sink with the network: at "
+                                                   "most this times the share still alive.")
+    min_channels: int = Field(1, ge=1, description="Channels that every layer keeps.")
+    counting: Literal["own", "current"] = Field(
+        "own", description="Count a layer with its input whole, or as it is now.")
+
+
+class Prune(Section):
+    criterion: str = Field("taylor", description="Name in the table of criteria, or "
+                                                 "package.module:function.")
+    normalize: Literal["auto", "none", "l2", "mean"] = Field(
+        "auto", description="How scores of different layers are made comparable; auto is the "
+                            "criterion's own way.")
+    ranking: Literal["merged", "pass"] = Field(
+        "merged", description="Gather evidence during the last retrain epoch, or in its own pass.")
+    filters_per_step: int = Field(32, ge=1, description="Filters removed by one step.")
+    percentage: float = Field(70.0, gt=0, le=100, description="Filters removed in all, in percent; "
+                                                              "the run stops there.")
+    round_to: int = Field(1, ge=1, description="Widths are rounded up to its multiples.")
+    ignore: list[str] = Field([], description="Modules that are left whole.")
+    ranking_examples: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Training examples in a pass; null takes all.")
+    certify: bool = Field(True, description="Check every cut against the silenced network.")
+    floors: Floors = Field(Floors(), description="What must stay.")
+
+
+class RunConfig(Section):
+    """One run: data, network, training, pruning."""
+
+    without_effect = frozenset({"name"})
+
+    name: str = Field("run", pattern=NAME, description="Name of the run; the file's, if not given.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is random.")
+    replicate: int = Field(0, ge=0, description="Number of the repetition with fresh randomness.")
+    device: str = Field("auto", pattern=DEVICE, description="auto takes the first GPU, if any.")
+    threads: int = Field(1, ge=1, description="CPU threads; results depend on it to the bit.")
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        "channels_last", description="How pictures lie in memory.")
+    autocast: Literal["none", "bf16", "fp16"] = Field(
+        "none", description="Precision of the forward pass in training.")
+    data: Data = Field(Data(), description="What is learned.")
+    model: Model = Field(Model(), description="What learns it.")
+    baseline: Training = Field(Training(epochs=8, lr=0.05, schedule="one_cycle"),
+                               description="Training of the whole network.")
+    retrain: Training = Field(Training(), description="Training after every pruning step.")
+    finetune: Training = Field(Training(epochs=6, lr=0.05, schedule="one_cycle"),
+                               description="Training after the last step.")
+    prune: Prune = Field(Prune(), description="What is cut, and how fast.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_trainings(cls, given: Any) -> Any:
+        """The trainings share a class but not their defaults: a part of one is completed here."""
+        if not isinstance(given, dict):
+            return given
+        usual = {name: cls.model_fields[name].default.model_dump()
+                 for name in ("baseline", "retrain", "finetune")}
+        return given | {name: default | given[name] for name, default in usual.items()
+                        if isinstance(given.get(name), dict)}
+
+
+class Budget(Section):
+    flops: float = Field(0.1, gt=0, le=1, description="Share of the baseline's FLOPs that the "
+                                                      "best network may have.")
+
+
+class Sampler(Section):
+    name: Literal["tpe", "random"] = Field("tpe", description="Who suggests settings.")
+    seed: int = Field(0, ge=0, description="Seed of the suggestions.")
+    n_startup_trials: int = Field(5, ge=0, description="Random suggestions before tpe learns.")
+
+
+class Profile(Section):
+    """What a study does differently under a name; what is not given stays as in the study."""
+
+    trials: Annotated[int, Field(ge=1)] | None = Field(None, description="Settings to try.")
+    hours: Annotated[float, Field(gt=0)] | None = Field(None, description="Time limit.")
+    space: Annotated[dict[str, Ladder], Sorted] = Field(
+        {}, description="Ladders that replace those of the same key.")
+    set: Options = Field({}, description="Further settings of the base run.")
+    controls: list[str] | None = Field(None, description="Criteria to compare with.")
+    budget: Budget | None = Field(None, description="Another budget.")
+
+
+class StudyConfig(Section):
+    """One question: which settings of a run are best.
+
+    `config`, `set` and `profiles` act on results too, but through the run and the other fields.
+    """
+
+    without_effect = frozenset({"name", "config", "trials", "hours", "set", "profiles"})
+
+    name: str = Field("study", pattern=NAME, description="Name of the study; the file's, if not "
+                                                         "given.")
+    config: str = Field(description="Name or file of the run that is varied.")
+    kind: Literal["budget", "pareto"] = Field(
+        "budget", description="Highest accuracy within a budget, or the front of accuracy and "
+                              "FLOPs.")
+    budget: Budget = Field(Budget(), description="What the best network may cost.")
+    space: Annotated[dict[str, Ladder], Field(min_length=1), Sorted] = Field(
+        description="Ladders of values by key of the run; under prune, retrain or finetune.")
+    trials: int = Field(12, ge=1, description="Different settings to try.")
+    hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="No new trial is begun after so many hours; null is no limit.")
+    sampler: Sampler = Field(Sampler(), description="How settings are suggested.")
+    controls: list[str] = Field([], description="Criteria run beside the best trial, at its FLOPs.")
+    set: Options = Field({}, description="Settings of the base run that this study changes.")
+    profiles: dict[str, Profile] = Field({}, description="Other lengths of the study, by name.")
+
+
+@cache
+def leaves(model: type[Section]) -> dict[str, dict[str, Any]]:
+    """Key -> JSON schema of every field that holds a value and not further fields."""
+    properties = model.model_json_schema()["properties"]
+    found: dict[str, dict[str, Any]] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            found |= {f"{name}.{key}": schema for key, schema in leaves(inner).items()}
+        else:
+            found[name] = properties[name]
+    return found
+
+
+def leaf_of(model: type[Section], key: str) -> tuple[str, str] | None:
+    """(leaf, name inside it) that a key means, as in layer_min and features.0; None if nothing."""
+    for leaf, schema in leaves(model).items():
+        if key == leaf:
+            return leaf, ""
+        if key.startswith(f"{leaf}.") and _takes_names(schema):
+            return leaf, key.removeprefix(f"{leaf}.")
+    return None
+
+
+def flat(config: Section) -> dict[str, Any]:
+    """Key -> plain value, for every leaf."""
+    dump = config.model_dump()
+    return {key: value_at(dump, key) for key in leaves(type(config))}
+
+
+def defaults(model: type[Section]) -> dict[str, Any]:
+    """Key -> default, for every leaf; None where a value must be given."""
+    return flat(model.model_construct())
+
+
+def value_at(tree: Mapping[str, Any], key: str) -> Any:
+    """What stands at a key of nested tables; None if nothing does."""
+    first, _, rest = key.partition(".")
+    value = tree.get(first)
+    if not rest:
+        return value
+    return value_at(value, rest) if isinstance(value, Mapping) else None
+
+
+def mistakes(model: type[Section], tree: Mapping[str, Any]) -> list[Mistake]:
+    """All that a schema refuses in a tree of values."""
+    try:
+        model.model_validate(tree)
+    except ValidationError as error:
+        return [_mistake(model, dict(e)) for e in error.errors(include_url=False)]
+    return []
+
+
+def wrong_key(model: type[Section], key: str) -> str | None:
+    """What is wrong with a key, and the nearest right ones; None if it can be set."""
+    if leaf_of(model, key):
+        return None
+    every = list(leaves(model))
+    inside = [k for k in every if k.startswith(f"{key}.")]
+    if inside:
+        return f"is a section. Set what is in it: {', '.join(inside)}."
+    beside = {start + k.removeprefix(start).partition(".")[0]
+              for start in [_section_around(every, key)] for k in every if k.startswith(start)}
+    of_same_name = {k for k in every if k.rpartition(".")[2] == key.rpartition(".")[2]}
+    alike = get_close_matches(key, every, n=3, cutoff=0.8)
+    return unknown("key", key, {*beside, *of_same_name, *alike})
+
+
+def shown(value: Any) -> str:
+    """A value about as one writes it in YAML, cut short."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def schema() -> dict[str, Any]:
+    """JSON schemas of a run and of a study, for editors."""
+    return {"run": RunConfig.model_json_schema(), "study": StudyConfig.model_json_schema()}
+
+
+def short(key: str) -> str:
+    """The name under which a searched setting is logged."""
+    return SHORT.get(key, key)
+
+
+_MUST = {
+    "greater_than": "{value} must be > {gt:g}.",
+    "greater_than_equal": "{value} must be >= {ge:g}.",
+    "less_than": "{value} must be < {lt:g}.",
+    "less_than_equal": "{value} must be <= {le:g}.",
+    "finite_number": "{value} must be a finite number.",
+    "int_type": "{value} must be a whole number.",
+    "float_type": "{value} must be a number.",
+    "bool_type": "{value} must be true or false.",
+    "string_type": "{value} must be text.",
+    "list_type": "{value} must be a list: [a, b, ...].",
+    "dict_type": "{value} must be a table: names, each with a value.",
+    "model_type": "{value} must be a section: keys, each with a value.",
+    "too_short": "{value} must hold at least one entry.",
+    "value_error": "{error}.",
+}
+
+
+def _mistake(model: type[Section], error: dict[str, Any]) -> Mistake:
+    """A sentence of ours for an error of pydantic's."""
+    key = ".".join(str(part) for part in error["loc"] if part not in (ONE, BY_NAME))
+    value, facts = shown(error["input"]), error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            text = wrong_key(model, key) or "unknown key."
+        case "literal_error":
+            text = unknown("choice", str(error["input"]), re.findall(r"'(.*?)'", facts["expected"]))
+        case "string_pattern_mismatch":
+            text = f"{value} must be {PATTERNS[facts['pattern']]}."
+        case "missing":
+            text = f"is missing. It is: {leaves(model)[key]['description']}"
+        case kind:
+            text = _MUST.get(kind, "{value}: {msg}.").format(value=value, msg=error["msg"], **facts)
+    return Mistake(key, text)
+
+
+def _section_around(every: list[str], key: str) -> str:
+    """The innermost section that a key begins with, as 'prune.floors.'; '' if none."""
+    while key:
+        key = key.rpartition(".")[0]
+        if any(k.startswith(f"{key}.") for k in every):
+            return f"{key}."
+    return ""
+
+
+def _takes_names(schema: Mapping[str, Any]) -> bool:
+    """Whether a field may hold a table of freely named values."""
+    return any("additionalProperties" in s for s in (schema, *schema.get("oneOf", [])))

@@ -1,0 +1,171 @@
+"""Stages by content: a key names what a stage was made of, so nothing is ever made twice.
+
+One file a stage, `<key>.safetensors`: tensors, and in its header the stage's record as JSON with a
+checksum of the tensors. Files appear whole (written aside, then renamed). A stage that is being
+made is locked by its process (the kernel frees the lock when the process dies). The folder is kept
+under a size cap, least recently used first; a stage that is gone is made again, identically.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from harness.errors import StoreError
+
+GIGABYTE = 10**9
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage leaves behind: plain facts, and tensors on the CPU."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+class Store(Protocol):
+    """Where stages are looked for before they are made."""
+
+    def get(self, key: str, prefix: str = "") -> Record | None: ...
+    def put(self, key: str, record: Record) -> None: ...
+    def making(self, key: str) -> "Any": ...
+
+
+def key_of(content: Mapping[str, Any]) -> str:
+    """Key of a stage: hash of everything that its result depends on, its parent's key included."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class NoStore:
+    """Forgets everything: results must be the same with it."""
+
+    def get(self, key: str, prefix: str = "") -> Record | None:
+        return None
+
+    def put(self, key: str, record: Record) -> None:
+        pass
+
+    @contextmanager
+    def making(self, key: str) -> Iterator[None]:
+        yield
+
+
+class FolderStore:
+    """Stages in a folder, safe for several processes of one machine.
+
+    Raises StoreError if the folder cannot be made or a stage cannot be written (disk full).
+    """
+
+    def __init__(self, root: Path, *, cap_bytes: int = 10 * GIGABYTE) -> None:
+        self._root, self._cap = root, cap_bytes
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the stage store cannot be made at {root}: {error.strerror}. "
+                             "Choose another folder with --home.") from error
+
+    def get(self, key: str, prefix: str = "") -> Record | None:
+        """A stage's facts, and those of its tensors whose names begin with `prefix`.
+
+        None if it is not there. A file that is broken is removed, and said to be not there.
+        """
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
+                tensors = {n: file.get_tensor(n) for n in names}
+            sums = json.loads(header["sums"])
+            if any(_checksum(t) != sums[n] for n, t in tensors.items()):
+                raise ValueError("checksum")
+            os.utime(path)  # used now: the last to be evicted
+            return Record(json.loads(header["facts"]), tensors)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, ValueError, KeyError, OSError):
+            with suppress(OSError):
+                path.unlink()
+            return None
+
+    def put(self, key: str, record: Record) -> None:
+        """Write a stage whole or not at all, then make room under the cap."""
+        tensors = {n: t.detach().to("cpu").contiguous() for n, t in record.tensors.items()}
+        header = {"facts": json.dumps(record.facts),
+                  "sums": json.dumps({n: _checksum(t) for n, t in tensors.items()})}
+        write_whole(self._path(key), save(tensors, metadata=header))
+        self._make_room(keep=self._path(key))
+
+    @contextmanager
+    def making(self, key: str) -> Iterator[None]:
+        """Hold the stage's lock; a second process waits here, then finds the stage made."""
+        with locked(self._root / f"{key}.lock"):
+            yield
+
+    def _path(self, key: str) -> Path:
+        return self._root / f"{key}.safetensors"
+
+    def _make_room(self, keep: Path) -> None:
+        files = []
+        for path in self._root.glob("*.safetensors"):
+            with suppress(OSError):  # another process may have removed it
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self._cap:
+                return
+            if path != keep:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there is whole: write aside, flush to the disk, rename.
+
+    Raises StoreError, and leaves nothing behind, if the disk is full or cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise StoreError(f"cannot write {path}: {what}. Nothing is lost: make room (or choose "
+                         "another folder with --home) and run the same command again.") from error
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Own a file's lock while the block lasts; the kernel frees it if the process dies.
+
+    Raises BlockingIOError at once if it is taken and `wait` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _checksum(tensor: Tensor) -> str:
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

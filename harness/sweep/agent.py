@@ -1,0 +1,277 @@
+"""The agent: asks for settings, walks a trial, tells what it found, until the study is done.
+
+Whatever kills it, the next one goes on: a trial that was begun keeps its settings, its Optuna
+trial and its MLflow run, and its stages are in the store.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from harness import tracking
+from harness.config import RunConfig, Study, apply, flat, short, to_yaml
+from harness.console import Screen, TrialLine
+from harness.errors import HarnessError, StoreError, StudyError, TrackingError
+from harness.experiment import Experiment, Trial
+from harness.journal import Journal
+from harness.runtime import facts
+from harness.store import FolderStore
+from harness.sweep.ledger import Ledger, ordinal_of
+from harness.sweep.results import Result, result_of
+from harness.sweep.space import Settings, Space
+from harness.tracking import Tracker
+
+FAILURES_IN_A_ROW = 3
+CONSTRAINT = "flops_over_budget"  # share of the baseline's FLOPs above the budget; <= 0 is feasible
+
+
+@dataclass
+class Agent:
+    """One process at work on one study; it owns the study while it runs."""
+
+    study: Study
+    study_id: str
+    home: Path
+    ledger: Ledger
+    tracker: Tracker
+    screen: Screen
+
+    def run(self) -> Experiment:
+        """Everything up to the last trial and control. Returns what the report needs."""
+        self.run_id = self._open_study_run()
+        self._reap_launchers()
+        try:
+            self.experiment = Experiment(self.study.base, self._store(), self.screen)
+            self._write_baseline()
+            self._work()
+        except KeyboardInterrupt:
+            self.tracker.end_run(self.run_id, "KILLED")
+            raise
+        except HarnessError as error:
+            self.tracker.set_tags(self.run_id, {"reason": str(error)[:4000]})
+            self.tracker.end_run(self.run_id, "FAILED")
+            raise
+        return self.experiment
+
+    @property
+    def budget_macs(self) -> float:
+        """The budget in MACs: a share of the baseline's."""
+        return self.study.config.budget.flops * self.experiment.whole.macs
+
+    # The loop.
+
+    def _work(self) -> None:
+        config = self.study.config
+        space = Space(config.space, config.sampler.name, config.sampler.seed,
+                      config.sampler.n_startup_trials)
+        deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
+        self.ledger.sweep_up()
+        self._show_finished()
+        failures = 0
+        while True:
+            trial = self.ledger.abandoned()
+            if trial is None:
+                finished, tried = len(self.ledger.results()), len(self.ledger.originals())
+                if finished >= config.trials or tried >= space.size:
+                    return
+                if time.time() > deadline:
+                    self.screen.message(f"{config.hours} hours are over: no more trials.")
+                    return
+                trial = self._ask(space)
+                if trial is None:
+                    continue
+            failures = 0 if self._attempt(trial) else failures + 1
+            if failures >= FAILURES_IN_A_ROW:
+                raise StudyError(f"{failures} trials in a row failed; the study stops. The reasons "
+                                 "stand above and in MLflow. Mend the cause and run it again.")
+
+    def _ask(self, space: Space) -> optuna.Trial | None:
+        """The next settings; None if they were tried before (the stored result was taken)."""
+        ordinal = len(self.ledger.trials())
+        tried = [t.params for t in self.ledger.originals()]
+        trial, settings = space.ask(self.ledger.study, self.study_id, ordinal, tried,
+                                    self.ledger.repeats())
+        earlier = self.ledger.earlier(settings)
+        self.ledger.begin(trial, ordinal)
+        if earlier is None:
+            return trial
+        self.ledger.copy(trial, earlier, CONSTRAINT)
+        return None
+
+    def _attempt(self, trial: optuna.Trial) -> bool:
+        """Walk one trial. False if it failed; what is no fault of the trial's goes up."""
+        ordinal, settings = ordinal_of(trial), dict(trial.params)
+        if not self.ledger.try_again(trial):
+            return self._give_up(trial, "given up after 3 tries that were cut short", settings)
+        start = time.perf_counter()
+        config = apply(self.study.base, settings)
+        self.screen.trial(ordinal, named(settings), config.prune.percentage)
+        run_id = self._open_run(trial, "trial", f"trial {ordinal}", config, settings)
+        try:
+            done = self._walk(run_id, config, macs=None)
+        except KeyboardInterrupt:
+            self.tracker.end_run(run_id, "KILLED")
+            raise
+        except (StoreError, TrackingError):
+            raise
+        except (HarnessError, RuntimeError) as error:  # RuntimeError: torch, out of memory included
+            return self._give_up(trial, str(error), settings)
+        result = result_of(done, time.perf_counter() - start)
+        share = result.last.macs / self.experiment.whole.macs
+        self.ledger.finish(trial, result, CONSTRAINT, share - self.study.config.budget.flops)
+        self.tracker.end_run(run_id, "FINISHED")
+        self.screen.trial_done(self.line(ordinal, "trial", settings, result))
+        return True
+
+    def control(self, name: str, settings: Settings, macs: int) -> Result:
+        """The same walk with another criterion, down to the same MACs; kept once it is done."""
+        done: dict[str, Any] = self.ledger.get("controls", {})
+        key = f"{name}/{macs}/{sorted(settings.items())}"
+        if key in done:
+            return Result.from_json(done[key]["result"])
+        start = time.perf_counter()
+        config = apply(self.study.base, {**settings, "prune.criterion": name})
+        number = len(self.ledger.trials()) + self.study.config.controls.index(name)
+        self.screen.trial(number, {**named(settings), "criterion": name}, 100.0)
+        runs: dict[str, str] = self.ledger.get("control_runs", {})
+        run_id = self.tracker.open_run(
+            name=f"control {name}", role="control", study=self.study_id, parent=self.run_id,
+            run_id=runs.get(key), params=self._params(config, settings),
+            tags={"criterion": name, "settings": str(named(settings))})
+        self.ledger.set("control_runs", {**runs, key: run_id})
+        try:
+            trial = self._walk(run_id, config, macs=macs)
+        except KeyboardInterrupt:
+            self.tracker.end_run(run_id, "KILLED")
+            raise
+        result = result_of(trial, time.perf_counter() - start)
+        self.ledger.set("controls", {**self.ledger.get("controls", {}), key: {
+            "name": name, "run_id": run_id, "result": result.as_json()}})
+        self.tracker.end_run(run_id, "FINISHED")
+        self.screen.trial_done(self.line(number, "control", {**settings, "prune.criterion": name},
+                                         result))
+        return result
+
+    def _walk(self, run_id: str, config: RunConfig, macs: int | None) -> Trial:
+        journal = Journal(self.tracker, run_id, self.experiment.whole)
+        trial = self.experiment.trial(config, macs=macs, budget=int(self.budget_macs),
+                                      on_step=journal.step)
+        journal.layers(trial.steps)
+        journal.plans(trial.steps)
+        journal.epochs(trial.final)
+        journal.final(trial.final, trial.last.cost)
+        reused = sum(s.reused for s in trial.stages)
+        self.tracker.set_tags(run_id, {
+            "stop_reason": trial.reason[:4000], "stages.reused": str(reused),
+            "stages.all": str(len(trial.stages)), "final.stage": trial.final.key})
+        return trial
+
+    def _give_up(self, trial: optuna.Trial, reason: str, settings: Settings) -> bool:
+        run_id = trial.user_attrs.get("run_id")
+        self.ledger.fail(trial, reason)
+        if run_id:
+            self.tracker.set_tags(run_id, {"reason": reason[:4000]})
+            self.tracker.end_run(run_id, "FAILED")
+        self.screen.trial_done(TrialLine(
+            ordinal_of(trial), "trial", named(settings), "failed", None, None, 0, 0, 0.0, reason))
+        return False
+
+    # Runs.
+
+    def _open_study_run(self) -> str:
+        config = self.study.config
+        run_id = self.ledger.get("run_id")
+        if run_id and self.tracker.status(run_id) == "MISSING":
+            run_id = None  # another MLflow store, or deleted: begin a new page
+        params = {"trials": config.trials, "budget_flops": config.budget.flops,
+                  "sampler": config.sampler.name, "profile": self.study.profile or "default"}
+        run_id = self.tracker.open_run(
+            name=self.study_id, role="study", study=self.study_id, run_id=run_id, params={
+                k: v for k, v in params.items() if k != "trials"}, tags=self._tags())
+        self.ledger.set("run_id", run_id)
+        self.tracker.log_text(run_id, to_yaml(config), "study.yaml")
+        self.tracker.log_text(run_id, to_yaml(self.study.base), "config.yaml")
+        return run_id
+
+    def _open_run(self, trial: optuna.Trial, role: str, name: str, config: RunConfig,
+                  settings: Settings) -> str:
+        run_id = trial.user_attrs.get("run_id")
+        if run_id and self.tracker.status(run_id) == "MISSING":
+            run_id = None
+        run_id = self.tracker.open_run(
+            name=name, role=role, study=self.study_id, parent=self.run_id, run_id=run_id,
+            tags={**self._tags(), "ordinal": str(ordinal_of(trial))},
+            params=self._params(config, settings))
+        trial.set_user_attr("run_id", run_id)
+        self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
+        return run_id
+
+    def _params(self, config: RunConfig, settings: Settings) -> dict[str, object]:
+        """Every setting under its path, and the searched ones under their short names too."""
+        return {**flat(config), **named(settings)}
+
+    def _tags(self) -> dict[str, str]:
+        return {"fingerprint": self.study_id.rpartition("-")[2],
+                "profile": self.study.profile or "default"}
+
+    def _reap_launchers(self) -> None:
+        """End the runs of `mlflow run` processes that were killed: nobody else will."""
+        mine = tracking.launcher()
+        before: list[str] = self.ledger.get("launchers", [])
+        for run_id in before:
+            if run_id != mine and self.tracker.status(run_id) == "RUNNING":
+                self.tracker.end_run(run_id, "KILLED")
+        if mine:
+            tracking.link_launcher(self.tracker, mine, self.run_id)
+            self.ledger.set("launchers", [*(r for r in before if r != mine), mine])
+
+    def _write_baseline(self) -> None:
+        experiment, baseline = self.experiment, self.experiment.baseline
+        share = f"accuracy {100 * baseline.accuracy:.2f} %, {experiment.whole.macs / 1e6:.1f} M MACs"
+        self.screen.baseline(share + (" (from the store)" if baseline.reused else ""))
+        run_id = self.ledger.get("baseline_run")
+        if run_id and self.tracker.status(run_id) == "FINISHED":
+            return
+        run_id = self.tracker.open_run(
+            name="baseline", role="baseline", study=self.study_id, parent=self.run_id,
+            run_id=run_id if run_id and self.tracker.status(run_id) != "MISSING" else None,
+            params=flat(self.study.base), tags={**self._tags(), **facts(experiment.device)})
+        self.ledger.set("baseline_run", run_id)
+        journal = Journal(self.tracker, run_id, experiment.whole)
+        journal.epochs(baseline)
+        journal.final(baseline, experiment.whole)
+        self.tracker.log_data(run_id, name=experiment.data.name,
+                              digest=experiment.data.fingerprint[:16], context="training")
+        self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
+        self.tracker.set_tags(self.run_id, facts(experiment.device))
+        self.tracker.end_run(run_id, "FINISHED")
+
+    # The screen.
+
+    def _show_finished(self) -> None:
+        for trial, result in self.ledger.results():
+            self.screen.trial_done(self.line(ordinal_of(trial), "trial", trial.params, result))
+
+    def line(self, number: int, role: str, settings: Mapping[str, Any], result: Result) -> TrialLine:
+        """A trial as the screen shows it."""
+        return TrialLine(number, role, named(settings), "finished" if result.reached else "stopped",
+                         result.last.accuracy, result.last.macs / self.experiment.whole.macs,
+                         result.reused, len(result.epochs), result.seconds,
+                         None if result.reached else result.reason)
+
+    def _store(self) -> FolderStore:
+        return FolderStore(self.home / "stages")
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the short names that tables and charts use."""
+    return {short(path): value for path, value in settings.items()}
+
+
+def now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

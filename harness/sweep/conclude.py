@@ -1,0 +1,247 @@
+"""The end of a study: controls, the front, the champion, the test split read once, the registry."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.pareto import front
+from harness.checkpoint import save_pruned
+from harness.comparison_view import build
+from harness.config import apply, short, to_yaml
+from harness.engine.cost import Cost
+from harness.journal import Journal
+from harness.store import write_whole
+from harness.sweep.agent import Agent, named
+from harness.sweep.ledger import ordinal_of
+from harness.sweep.outcome import Outcome, Row
+from harness.sweep.results import Effort, Final, Result, best_within, effort_of
+from harness.trajectories import Stage
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network of a trial: where it came from."""
+
+    ordinal: int
+    settings: Mapping[str, Any]
+    run_id: str
+    final: Final
+
+
+def conclude(agent: Agent) -> Outcome:
+    """Everything after the last trial. Running it again changes nothing and costs little."""
+    results = agent.ledger.results()
+    by_ordinal = {ordinal_of(t): Found(ordinal_of(t), t.params, t.user_attrs["run_id"], r.last)
+                  for t, r in results}
+    best = best_within([(ordinal_of(t), r) for t, r in results], agent.budget_macs)
+    champion = None
+    if best is not None:
+        found = by_ordinal[best[0]]
+        champion = Found(found.ordinal, found.settings, found.run_id, best[1])
+    controls = _controls(agent, champion)
+    rows = [_baseline_row(agent)]
+    checkpoint = model = weights = ""
+    notes = _notes(agent, champion)
+    if champion is not None:
+        stage = _stage(agent, champion)
+        checkpoint, weights = _keep(agent, champion, stage)
+        rows.append(_champion_row(agent, champion, stage))
+    members = _front(by_ordinal.values(), results)
+    model = _log_models(agent, members, champion)
+    rows += [_row(agent, "front", f) for f in members if champion is None or f != champion]
+    rows += [_control_row(agent, name, result, run_id) for name, result, run_id in controls]
+    effort = effort_of([r for _, r in results] + [r for _, r, _ in controls],
+                       len(agent.experiment.baseline.epochs))
+    outcome = Outcome(
+        study=agent.study.config.name, study_id=agent.study_id,
+        budget=agent.study.config.budget.flops, settings_finished=len(results), rows=tuple(rows),
+        epochs_run=effort.run, epochs_naive=effort.naive, baseline_epochs=effort.baseline,
+        saved=effort.saved, saved_with_baselines=effort.saved_with_baselines,
+        seconds=sum(r.seconds for _, r in results) + sum(r.seconds for _, r, _ in controls),
+        experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
+        checkpoint=checkpoint, weights=weights, notes=tuple(notes))
+    _write(agent, outcome, effort)
+    return outcome
+
+
+def _controls(agent: Agent, champion: Found | None) -> list[tuple[str, Result, str]]:
+    """The champion's settings with other criteria, down to the champion's FLOPs."""
+    if champion is None:
+        return []
+    found = []
+    for name in agent.study.config.controls:
+        result = agent.control(name, dict(champion.settings), champion.final.macs)
+        runs = agent.ledger.get("controls", {}).values()
+        run_id = next(c["run_id"] for c in reversed(list(runs)) if c["name"] == name)
+        found.append((name, result, run_id))
+    return found
+
+
+def _front(trials: Any, results: list[tuple[Any, Result]]) -> list[Found]:
+    by_ordinal = {f.ordinal: f for f in trials}
+    every = []
+    for trial, result in results:
+        base = by_ordinal[ordinal_of(trial)]
+        every += [Found(base.ordinal, base.settings, base.run_id, final) for final in result.finals]
+    return front(every, accuracy=lambda f: f.final.accuracy, macs=lambda f: f.final.macs)
+
+
+def _stage(agent: Agent, found: Found) -> Stage:
+    """The network's stage; walked again if the store had to let it go."""
+    stage = agent.experiment.stage(found.final.key)
+    if stage is None:
+        trial = agent.experiment.trial(apply(agent.study.base, dict(found.settings)),
+                                       budget=int(agent.budget_macs))
+        stage = trial.finals[found.final.step]
+    return stage
+
+
+def _keep(agent: Agent, champion: Found, stage: Stage) -> tuple[str, str]:
+    """Champion and baseline as files of their own: the store may drop its stages, not these."""
+    folder = agent.home / "studies" / agent.study_id
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = agent.experiment
+    common = {"study": agent.study_id, "config": to_yaml(agent.study.base),
+              "input_shape": list(experiment.data.input_shape),
+              "labels": list(experiment.data.labels)}
+    whole = experiment.whole
+    save_pruned(experiment.model(experiment.baseline), experiment.baseline.plan,
+                folder / "baseline.safetensors",
+                metadata={**common, "role": "baseline", "macs": whole.macs, "params": whole.params,
+                          "val_accuracy": experiment.baseline.accuracy})
+    path = folder / "champion.safetensors"
+    save_pruned(experiment.model(stage), stage.plan, path,
+                metadata={**common, "role": "champion", "trial": champion.ordinal,
+                          "run": champion.run_id, "stage": stage.key,
+                          "macs": champion.final.macs, "params": champion.final.params,
+                          "settings": named(champion.settings), "val_accuracy": stage.accuracy})
+    return str(path), checksum(stage)
+
+
+def checksum(stage: Stage) -> str:
+    """Hash of a stage's weights, bit by bit, and of what it kept."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(stage.tensors.items()):
+        digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> str:
+    """The front as models that load without our code; the champion registered under its alias.
+
+    Returns: the champion's URI, '' without one.
+    """
+    logged: dict[str, str] = agent.ledger.get("models", {})
+    wanted = list(members)
+    if champion is not None and champion not in wanted:
+        wanted.append(champion)
+    for found in wanted:
+        if found.final.key not in logged:
+            module = agent.experiment.model(_stage(agent, found))
+            uri = agent.tracker.log_model(
+                found.run_id, module, agent.experiment.data.val.inputs[:2], name="pruned",
+                metrics={"val_accuracy_of_model": found.final.accuracy,
+                         "macs_of_model": float(found.final.macs)},
+                tags={"stage": found.final.key, "step": str(found.final.step)},
+                labels=agent.experiment.data.labels)
+            logged = {**logged, found.final.key: uri}
+            agent.ledger.set("models", logged)
+    if champion is None:
+        return ""
+    uri = logged[champion.final.key]
+    share = champion.final.macs / agent.experiment.whole.macs
+    agent.tracker.register(uri, agent.study.config.name, alias="champion", description=(
+        f"Best of {agent.study_id} within {agent.study.config.budget.flops:.0%} of the FLOPs: "
+        f"{champion.final.accuracy:.2%} on validation at {share:.1%} of the FLOPs, "
+        f"trial {champion.ordinal}, step {champion.final.step}."))
+    return uri
+
+
+def _test_accuracy(agent: Agent, stage: Stage) -> float:
+    """Read once for a network, then remembered."""
+    known: dict[str, float] = agent.ledger.get("test_accuracy", {})
+    if stage.key not in known:
+        known = {**known, stage.key: agent.experiment.test_accuracy(stage)}
+        agent.ledger.set("test_accuracy", known)
+    return known[stage.key]
+
+
+def _baseline_row(agent: Agent) -> Row:
+    experiment, stage = agent.experiment, agent.experiment.baseline
+    whole = experiment.whole
+    test = _test_accuracy(agent, stage)
+    run_id = str(agent.ledger.get("baseline_run"))
+    journal = Journal(agent.tracker, run_id, whole)
+    journal.summary({"final_test_accuracy": test}, int(stage.facts["made_ms"]))
+    return Row("baseline", "baseline", {}, 0, stage.accuracy, 1.0, whole.macs, whole.params,
+               whole.filters, 0.0, stage.key, run_id, test)
+
+
+def _champion_row(agent: Agent, champion: Found, stage: Stage) -> Row:
+    test = _test_accuracy(agent, stage)
+    journal = Journal(agent.tracker, champion.run_id, agent.experiment.whole)
+    journal.summary({"final_test_accuracy": test}, int(stage.facts["made_ms"]))
+    agent.tracker.set_tags(champion.run_id, {"champion": "yes",
+                                             "champion.step": str(champion.final.step)})
+    return _row(agent, "champion", champion, test)
+
+
+def _row(agent: Agent, role: str, found: Found, test: float | None = None) -> Row:
+    return _final_row(agent, role, f"trial {found.ordinal}", found.settings, found.final,
+                      found.run_id, test)
+
+
+def _control_row(agent: Agent, name: str, result: Result, run_id: str) -> Row:
+    return _final_row(agent, "control", name, {}, result.last, run_id, None)
+
+
+def _final_row(agent: Agent, role: str, name: str, settings: Mapping[str, Any], final: Final,
+               run_id: str, test: float | None) -> Row:
+    whole: Cost = agent.experiment.whole
+    return Row(role, name, named(settings), final.step, final.accuracy, final.macs / whole.macs,
+               final.macs, final.params, final.filters, final.percentage, final.key, run_id, test)
+
+
+def _notes(agent: Agent, champion: Found | None) -> list[str]:
+    notes = [f"never cut: {g} ({why})" for g, why in agent.experiment.frozen.items()]
+    if champion is None:
+        notes.append("no trial came within the budget: raise budget.flops, lower the floors, or "
+                     "let prune.percentage go further.")
+    failed = [t for t in agent.ledger.originals() if "reason" in t.user_attrs]
+    notes += [f"trial {ordinal_of(t)} failed: {t.user_attrs['reason']}" for t in failed]
+    return notes
+
+
+def _view(agent: Agent) -> str:
+    view = build(agent.study_id, settings=[short(path) for path in agent.study.config.space])
+    return agent.tracker.save_view(view.key, view.value)
+
+
+def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
+    """Into the study run, the study's book, and a file beside the checkpoints."""
+    rows = [asdict(r) for r in outcome.rows]
+    table = {k: [str(r[k]) if k == "settings" else r[k] for r in rows] for k in rows[0]}
+    agent.tracker.log_table(agent.run_id, table, "result.json")
+    journal = Journal(agent.tracker, agent.run_id, agent.experiment.whole)
+    best = outcome.champion
+    metrics = {"epochs_run": float(effort.run), "epochs_naive": float(effort.naive),
+               "epochs_saved_factor": effort.saved,
+               "epochs_saved_factor_with_baselines": effort.saved_with_baselines,
+               "settings_finished": float(outcome.settings_finished)}
+    if best is not None:
+        metrics |= {"champion_val_accuracy": best.accuracy, "champion_flops_share": best.share,
+                    "champion_test_accuracy": float(best.test_accuracy or 0.0)}
+    journal.summary(metrics, int(agent.experiment.baseline.facts["made_ms"]))
+    agent.tracker.set_tags(agent.run_id, {"view": outcome.view, "champion.weights": outcome.weights,
+                                          "champion.model": outcome.model})
+    agent.tracker.end_run(agent.run_id, "FINISHED")
+    agent.ledger.set("outcome", outcome.as_json())
+    folder = Path(agent.home) / "studies" / agent.study_id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "outcome.json", json.dumps(outcome.as_json(), indent=1).encode())
+
+

@@ -1,0 +1,68 @@
+"""What a study found, in plain facts: kept with the study, printed at its end and whenever it is
+asked for again."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the final table.
+
+    role: baseline, champion, front or control. accuracy: on validation, in [0, 1]; test_accuracy:
+    read once, for the baseline and the champion alone. share: of the baseline's FLOPs.
+    """
+
+    role: str
+    name: str
+    settings: Mapping[str, Any]
+    step: int
+    accuracy: float
+    share: float
+    macs: int
+    params: int
+    filters: int
+    percentage: float
+    stage: str
+    run_id: str
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished study. `weights`: checksum of the champion's weights, for comparing two runs."""
+
+    study: str
+    study_id: str
+    budget: float
+    settings_finished: int
+    rows: tuple[Row, ...]
+    epochs_run: int
+    epochs_naive: int
+    baseline_epochs: int
+    saved: float
+    saved_with_baselines: float
+    seconds: float
+    experiment_id: str
+    view: str
+    model: str
+    checkpoint: str
+    weights: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def champion(self) -> Row | None:
+        return next((r for r in self.rows if r.role == "champion"), None)
+
+    @property
+    def baseline(self) -> Row:
+        return next(r for r in self.rows if r.role == "baseline")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Outcome":
+        rows = tuple(Row(**row) for row in facts["rows"])
+        return cls(**{**facts, "rows": rows, "notes": tuple(facts["notes"])})

@@ -1,0 +1,102 @@
+"""What a trial found, as plain facts that Optuna keeps beside it: enough to report without
+walking again, and to find every network in the stage store."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.experiment import Trial
+from harness.trajectories import Stage
+
+
+@dataclass(frozen=True)
+class Final:
+    """One network after the final fine-tune. step: the pruning step behind it."""
+
+    step: int
+    key: str
+    accuracy: float
+    macs: int
+    params: int
+    filters: int
+    percentage: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished trial. epochs: stage key -> epochs that training it took."""
+
+    finals: tuple[Final, ...]
+    reason: str
+    reached: bool
+    steps: int
+    reused: int
+    seconds: float
+    epochs: Mapping[str, int]
+
+    @property
+    def last(self) -> Final:
+        return self.finals[-1]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Result":
+        return cls(**{**facts, "finals": tuple(Final(**f) for f in facts["finals"])})
+
+
+def result_of(trial: Trial, seconds: float) -> Result:
+    """The facts of a trial that has ended."""
+    steps = {s.number: s for s in trial.steps}
+    finals = tuple(_final(steps[n].percentage, n, stage, steps[n].cost)
+                   for n, stage in sorted(trial.finals.items()))
+    stages = {s.key: s for s in trial.stages}
+    return Result(finals, trial.reason, trial.reached, len(trial.steps) - 1,
+                  sum(s.reused for s in stages.values()), seconds,
+                  {key: len(s.epochs) for key, s in stages.items()})
+
+
+def _final(percentage: float, step: int, stage: Stage, cost: Any) -> Final:
+    return Final(step, stage.key, stage.accuracy, cost.macs, cost.params, cost.filters, percentage)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Retrain and fine-tune epochs: trained, and what a sweep without sharing would train."""
+
+    run: int
+    naive: int
+    baseline: int
+    trials: int
+
+    @property
+    def saved(self) -> float:
+        """naive / run."""
+        return self.naive / max(1, self.run)
+
+    @property
+    def saved_with_baselines(self) -> float:
+        """The same, if every trial of the naive sweep trained a baseline of its own."""
+        naive = self.naive + self.trials * self.baseline
+        return naive / max(1, self.run + self.baseline)
+
+
+def effort_of(results: Iterable[Result], baseline_epochs: int) -> Effort:
+    """Count every stage once for the sweep, and once a trial for the naive one."""
+    distinct: dict[str, int] = {}
+    naive = trials = 0
+    for result in results:
+        distinct.update(result.epochs)
+        naive += sum(result.epochs.values())
+        trials += 1
+    return Effort(sum(distinct.values()), naive, baseline_epochs, trials)
+
+
+def best_within(results: Sequence[tuple[int, Result]], budget: float) -> tuple[int, Final] | None:
+    """(trial, network): the most accurate within `budget` MACs; of equals the cheaper, the first."""
+    found = [(number, final) for number, result in results for final in result.finals
+             if final.macs <= budget]
+    if not found:
+        return None
+    return min(found, key=lambda f: (-f[1].accuracy, f[1].macs, f[0]))

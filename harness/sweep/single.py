@@ -1,0 +1,73 @@
+"""One trajectory by itself: the run that studies vary, tracked like a trial."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config import RunConfig, fingerprint, flat, short, to_yaml
+from harness.console import Screen, TrialLine, count, percent
+from harness.experiment import Experiment
+from harness.journal import Journal
+from harness.runtime import facts
+from harness.store import FolderStore
+from harness.sweep.results import result_of
+from harness.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Single:
+    """The steps of one trajectory as a table, and why it ended."""
+
+    reason: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], screen: Screen,
+            ) -> Single:
+    """Baseline, trajectory, final fine-tune; the test split is read for the two ends."""
+    start = time.perf_counter()
+    tracker = open_tracker()
+    identity = f"{config.name}-{fingerprint(config)}"
+    run_id = tracker.open_run(name=identity, role="run", study=identity,
+                              params={short(path): value for path, value in flat(config).items()})
+    try:
+        tracker.log_text(run_id, to_yaml(config), "config.yaml")
+        screen.study(identity, 0, 1)
+        experiment = Experiment(config, FolderStore(home / "stages"), screen)
+        tracker.set_tags(run_id, facts(experiment.device))
+        screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
+        screen.trial(0, {}, config.prune.percentage)
+        journal = Journal(tracker, run_id, experiment.whole)
+        trial = experiment.trial(config, on_step=journal.step)
+    except BaseException as error:
+        tracker.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    journal.layers(trial.steps)
+    journal.plans(trial.steps)
+    journal.epochs(trial.final)
+    tests = {"baseline": experiment.test_accuracy(experiment.baseline),
+             "pruned": experiment.test_accuracy(trial.final)}
+    journal.final(trial.final, trial.last.cost, test_accuracy=tests["pruned"])
+    tracker.log_model(run_id, experiment.model(trial.final), experiment.data.val.inputs[:2],
+                      name="pruned", labels=experiment.data.labels)
+    tracker.set_tags(run_id, {"stop_reason": trial.reason[:4000]})
+    tracker.end_run(run_id, "FINISHED")
+    result = result_of(trial, time.perf_counter() - start)
+    share = trial.last.macs / experiment.whole.macs
+    screen.trial_done(TrialLine(0, "trial", {}, "finished" if trial.reached else "stopped",
+                                trial.final.accuracy, share, result.reused, len(result.epochs),
+                                result.seconds, None if trial.reached else trial.reason))
+    rows = [[str(s.number), f"{s.percentage:.1f} %", percent(s.accuracy_cut), percent(s.accuracy),
+             percent(s.macs / experiment.whole.macs), count(s.params), str(s.filters),
+             "yes" if s.stage.reused else "no"] for s in trial.steps]
+    rows.append(["final", f"{trial.last.percentage:.1f} %", "-", percent(trial.final.accuracy),
+                 percent(share), count(trial.last.params), str(trial.last.filters),
+                 "yes" if trial.final.reused else "no"])
+    notes = [f"test accuracy, read once: baseline {percent(tests['baseline'])}, "
+             f"pruned {percent(tests['pruned'])}",
+             *(f"never cut: {g} ({why})" for g, why in experiment.frozen.items())]
+    return Single(trial.reason, ["step", "removed", "accuracy cut", "accuracy", "FLOPs",
+                                 "parameters", "filters", "reused"], rows, notes)

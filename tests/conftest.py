@@ -1,0 +1,23 @@
+"""Every test: one thread, a fixed seed, no network, its own folders."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing of one test is seen by the next, nor by the folder that pytest was started in."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("HARNESS_HOME", raising=False)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,609 @@
+"""One tiny net a topology, for tests of the engine: what it can cut, and what it must refuse.
+
+A net is a function without arguments that gives (model, example): seeded, in eval mode, its batch
+norms with random affine parameters and calibrated statistics, two different examples in the batch.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Made = tuple[nn.Module, Tensor | tuple[Tensor, ...]]
+Net = Callable[[], Made]
+
+
+def name(net: Net) -> str:
+    return net.__name__
+
+
+def made(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> Made:
+    """Build with a fixed seed, randomise and calibrate the batch norms; examples of `shapes`."""
+    torch.manual_seed(0)
+    model = build()
+    example = tuple(torch.randn(shape) for shape in shapes)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        if norm.weight is not None:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
+        norm.momentum, before = 1.0, norm.momentum
+        norm.__dict__["before"] = before
+    with torch.no_grad():
+        model.train()(*example)
+    for norm in norms:
+        norm.momentum = norm.__dict__.pop("before")
+    return model.eval(), example[0] if len(example) == 1 else example
+
+
+def head(channels: int, classes: int = 4) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def conv_norm(incoming: int, outgoing: int, size: int = 3, **options: int) -> nn.Sequential:
+    convolution = nn.Conv2d(incoming, outgoing, size, padding=size // 2, bias=False, **options)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outgoing), nn.ReLU(inplace=True))
+
+
+# --- nets that can be cut -------------------------------------------------------------------------
+
+
+def chain() -> Made:
+    return made(lambda: nn.Sequential(conv_norm(3, 8), nn.MaxPool2d(2), conv_norm(8, 6), head(6)),
+                (2, 3, 8, 8))
+
+
+def chain_without_norm() -> Made:
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 6, 3), nn.GELU(), head(6)),
+        (2, 3, 8, 8))
+
+
+def bias_free() -> Made:
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.SiLU(), nn.Conv2d(8, 6, 3, bias=False), nn.Flatten(),
+        nn.Linear(6 * 16, 4, bias=False)), (2, 3, 8, 8))
+
+
+def multilayer_perceptron() -> Made:
+    return made(lambda: nn.Sequential(
+        nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(),
+        nn.Linear(6, 3)), (2, 5))
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        super().__init__()
+        self.first = conv_norm(incoming, outgoing)
+        self.second = nn.Sequential(nn.Conv2d(outgoing, outgoing, 3, padding=1),
+                                    nn.BatchNorm2d(outgoing))
+        self.around = nn.Identity() if incoming == outgoing else nn.Conv2d(incoming, outgoing, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.second(self.first(x))
+        out += self.around(x)
+        result: Tensor = self.relu(out)
+        return result
+
+
+def residual() -> Made:
+    return made(lambda: nn.Sequential(conv_norm(3, 8), Block(8, 8), Block(8, 6), head(6)),
+                (2, 3, 8, 8))
+
+
+class PreActivation(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+
+
+def preactivation() -> Made:
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), PreActivation(6), PreActivation(6), nn.BatchNorm2d(6),
+        nn.ReLU(), head(6)), (2, 3, 8, 8))
+
+
+class Dense(nn.Module):
+    """Every layer reads all before it, through a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6 + 4 * i) for i in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(6 + 4 * i, 4, 3, padding=1) for i in range(3))
+        self.stem, self.head = nn.Conv2d(3, 6, 3, padding=1), head(18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            features.append(conv(F.relu(norm(torch.cat(features, 1)))))
+        out: Tensor = self.head(torch.cat(features, 1))
+        return out
+
+
+def dense_concat() -> Made:
+    return made(Dense, (2, 3, 8, 8))
+
+
+class UNet(nn.Module):
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.down, self.middle = conv_norm(3, 6), conv_norm(6, 8)
+        self.up: nn.Module = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        if transposed:
+            self.up = nn.ConvTranspose2d(8, 5, 2, stride=2)
+        self.join = conv_norm(6 + (5 if transposed else 8), 6)
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.down(x)
+        deep = self.up(self.middle(F.max_pool2d(skip, 2)))
+        out: Tensor = self.last(self.join(torch.cat([skip, deep], 1)))
+        return out
+
+
+def unet_transposed() -> Made:
+    return made(lambda: UNet(True), (2, 3, 8, 8))
+
+
+def unet_bilinear() -> Made:
+    return made(lambda: UNet(False), (2, 3, 8, 8))
+
+
+def grouped() -> Made:
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 8), conv_norm(8, 12, groups=4), conv_norm(12, 6, groups=2), head(6)),
+        (2, 3, 8, 8))
+
+
+def depthwise() -> Made:
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 8), conv_norm(8, 8, groups=8), conv_norm(8, 6, 1), head(6)), (2, 3, 8, 8))
+
+
+def depthwise_multiplier() -> Made:
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 5), conv_norm(5, 10, groups=5), conv_norm(10, 6, 1), head(6)), (2, 3, 8, 8))
+
+
+def depthwise_on_input() -> Made:
+    """The filters of a depthwise layer on the picture itself have no channel to go with."""
+    return made(lambda: nn.Sequential(conv_norm(3, 6, groups=3), conv_norm(6, 5), head(5)),
+                (2, 3, 8, 8))
+
+
+class Concatenated(nn.Module):
+    """Two layers side by side; then a depthwise one over both, or a sum with a third."""
+
+    def __init__(self, is_sum: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), conv_norm(3, 6)
+        self.c = nn.Conv2d(3, 10, 1) if is_sum else None
+        self.over = conv_norm(10, 10, groups=10)
+        self.head = head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.a(x), self.b(x)], 1)
+        out: Tensor = self.head(self.over(both) if self.c is None else both + self.c(x))
+        return out
+
+
+def depthwise_over_concat() -> Made:
+    return made(lambda: Concatenated(False), (2, 3, 6, 6))
+
+
+def sum_with_concat() -> Made:
+    """A group whose layers write different parts of it: none may be emptied."""
+    return made(lambda: Concatenated(True), (2, 3, 6, 6))
+
+
+class Shuffle(nn.Module):
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        x = x.view(batch, self.groups, channels // self.groups, height, width)
+        return x.transpose(1, 2).reshape(batch, -1, height, width)
+
+
+def channel_shuffle() -> Made:
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 8), conv_norm(8, 12, groups=4), Shuffle(4), conv_norm(12, 8, groups=4),
+        head(8)), (2, 3, 8, 8))
+
+
+class Chunk(nn.Module):
+    """ShuffleNet V2: half of the channels pass by, then both halves are mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.shuffle = conv_norm(4, 4), Shuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = x.chunk(2, dim=1)
+        out: Tensor = self.shuffle(torch.cat([one, self.side(other)], 1))
+        return out
+
+
+def chunk() -> Made:
+    return made(lambda: nn.Sequential(conv_norm(3, 8), Chunk(), Chunk(), head(8)), (2, 3, 8, 8))
+
+
+def flatten() -> Made:
+    """Each channel is a block of H x W columns of the linear layer."""
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 6), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 16, 10), nn.ReLU(),
+        nn.Linear(10, 4)), (2, 3, 8, 8))
+
+
+class Shared(nn.Module):
+    """One module called three times, at two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.head = conv_norm(3, 6), nn.Conv2d(6, 6, 3, padding=1), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(self.again(x))
+        x = F.relu(self.again(F.max_pool2d(x, 2)))
+        out: Tensor = self.head(self.again(x))
+        return out
+
+
+def shared_module() -> Made:
+    return made(Shared, (2, 3, 8, 8))
+
+
+class Tied(nn.Module):
+    """Two modules that hold one weight, each with a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv_norm(3, 6), head(6)
+        self.one, self.two = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.two.weight = self.one.weight
+        self.norm1, self.norm2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.one(self.stem(x))))
+        out: Tensor = self.head(F.relu(self.norm2(self.two(x))))
+        return out
+
+
+def tied_weights() -> Made:
+    return made(Tied, (2, 3, 8, 8))
+
+
+class Autoencoder(nn.Module):
+    """The decoder uses the encoder's weight, transposed by its operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.encode, self.last = conv_norm(3, 6), nn.Conv2d(6, 8, 3), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = F.relu(self.encode(self.stem(x)))
+        out: Tensor = self.last(F.conv_transpose2d(code, self.encode.weight))
+        return out
+
+
+def tied_transposed() -> Made:
+    return made(Autoencoder, (2, 3, 8, 8))
+
+
+class Gate(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 3, 1), nn.Conv2d(3, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(x, 1)
+        return x * torch.sigmoid(self.up(F.relu(self.down(pooled))))
+
+
+def squeeze_excite() -> Made:
+    return made(lambda: nn.Sequential(conv_norm(3, 8), Gate(8), conv_norm(8, 6), head(6)),
+                (2, 3, 8, 8))
+
+
+class SpatialGate(nn.Module):
+    """One channel weighs all channels of another value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.weigh, self.head = conv_norm(3, 8), nn.Conv2d(8, 1, 3, padding=1), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out: Tensor = self.head(x * torch.sigmoid(self.weigh(x)))
+        return out
+
+
+def spatial_gate() -> Made:
+    return made(SpatialGate, (2, 3, 8, 8))
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.pool = conv_norm(3, 4, 1), conv_norm(3, 2, 1)
+        self.three = nn.Sequential(conv_norm(3, 6, 1), conv_norm(6, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pool(F.avg_pool2d(x, 3, stride=1, padding=1))
+        return torch.cat([self.one(x), self.three(x), pooled], 1)
+
+
+def branches() -> Made:
+    return made(lambda: nn.Sequential(Branches(), conv_norm(13, 6), head(6)), (2, 3, 8, 8))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.vector, self.head = conv_norm(3, 6), nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+        out: Tensor = self.head(self.image(image).mean((2, 3)) + self.vector(vector))
+        return out
+
+
+def two_inputs() -> Made:
+    return made(TwoInputs, (2, 3, 8, 8), (2, 5))
+
+
+class Outputs(nn.Module):
+    def __init__(self, is_dict: bool) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = conv_norm(3, 8), head(8), nn.Conv2d(8, 2, 1)
+        self.is_dict = is_dict
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        x = self.stem(x)
+        if self.is_dict:
+            return {"label": self.one(x), "map": self.two(x)}
+        return self.one(x), self.two(x)
+
+
+def two_outputs() -> Made:
+    return made(lambda: Outputs(False), (2, 3, 8, 8))
+
+
+def dict_output() -> Made:
+    return made(lambda: Outputs(True), (2, 3, 8, 8))
+
+
+class Functional(nn.Module):
+    """Parameters of its own, with names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv_norm(3, 6), head(8)
+        self.kernel = nn.Parameter(torch.randn(8, 6, 3, 3))
+        self.shift = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(F.relu(F.conv2d(self.stem(x), weight=self.kernel, bias=self.shift)))
+        return out
+
+
+def functional() -> Made:
+    return made(Functional, (2, 3, 8, 8))
+
+
+def conv1d() -> Made:
+    return made(lambda: nn.Sequential(
+        nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 6, 3),
+        nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(12, 4)), (2, 3, 16))
+
+
+def conv3d() -> Made:
+    return made(lambda: nn.Sequential(
+        nn.Conv3d(2, 6, 3), nn.BatchNorm3d(6), nn.ReLU(), nn.ConvTranspose3d(6, 5, 2),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(5, 3)), (2, 2, 5, 6, 6))
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv_norm(3, 8), conv_norm(8, 6), head(6)
+        self.aux = nn.Sequential(conv_norm(8, 5, 1), nn.Flatten(), nn.Linear(5 * 64, 4))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        out: Tensor = self.head(self.body(x))
+        return (out, self.aux(x)) if self.training else out
+
+
+def auxiliary_head() -> Made:
+    return made(Auxiliary, (2, 3, 8, 8))
+
+
+class PlainTensor(nn.Module):
+    """A tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv_norm(3, 8), conv_norm(8, 6), head(6)
+        self.scale = torch.tensor([[[[2.0]]]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(self.stem(x) * self.scale))
+        return out
+
+
+def plain_tensor() -> Made:
+    return made(PlainTensor, (2, 3, 8, 8))
+
+
+def slopes() -> Made:
+    """One learned slope a channel; norms without scale, and with cumulative statistics."""
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6, affine=False),
+        nn.PReLU(), nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5, momentum=None), head(5)), (2, 3, 8, 8))
+
+
+class ChannelsLast(nn.Module):
+    """Channels in the last dimension for a while, and a linear layer over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.last = conv_norm(3, 8), nn.Linear(8, 6), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.mix(self.stem(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        out: Tensor = self.last(x[:, :, ::2]).flatten(2).mean(-1)
+        return out
+
+
+def channels_last() -> Made:
+    return made(ChannelsLast, (2, 3, 8, 8))
+
+
+ALL: tuple[Net, ...] = (
+    chain, chain_without_norm, bias_free, multilayer_perceptron, residual, preactivation,
+    dense_concat, unet_transposed, unet_bilinear, grouped, depthwise, depthwise_multiplier,
+    depthwise_on_input, depthwise_over_concat, sum_with_concat, channel_shuffle, chunk, flatten,
+    shared_module, tied_weights, tied_transposed, squeeze_excite, spatial_gate, branches,
+    two_inputs, two_outputs, dict_output, functional, conv1d, conv3d, auxiliary_head, plain_tensor,
+    slopes, channels_last)
+
+
+# --- nets of which a part must be refused by name -------------------------------------------------
+
+
+class Middle(nn.Module):
+    """conv -> something that cannot be cut through -> conv; the first is to be refused."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor], channels: int = 8) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(channels, 6, 1)
+        self.middle, self.head = middle, head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.second(self.middle(self.first(x))))
+        return out
+
+
+def middle(build: Callable[[], Callable[[Tensor], Tensor]], channels: int = 8) -> Net:
+    return lambda: made(lambda: Middle(build(), channels), (2, 3, 8, 8))
+
+
+class LastNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return out
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        out: Tensor = self.attend(tokens, tokens, tokens, need_weights=False)[0]
+        return out.transpose(1, 2).reshape(x.shape)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Unpool(nn.Module):
+    """Indices of one value's maxima, used for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, indices = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(self.between(pooled), indices, 2)
+
+
+def size_in_view() -> Made:
+    """The number of columns stands in the forward."""
+
+    class View(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+            self.last = nn.Linear(6 * 64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.second(F.relu(self.first(x))).view(-1, 384))
+            return out
+
+    return made(View, (2, 3, 8, 8))
+
+
+def transposed_view() -> Made:
+    """h = x W + b, and W again, transposed, in another layer."""
+
+    class TiedLinear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.middle(F.relu(self.first(x)))
+            out: Tensor = self.last(F.linear(hidden, self.first.weight.t()))
+            return out
+
+    return made(TiedLinear, (2, 5))
+
+
+# net -> (the group that is to be refused, words of the reason)
+REFUSED: dict[str, tuple[Net, str, str]] = {
+    "layer_norm": (middle(LastNorm), "first", "layer_norm has no rule"),
+    "group_norm": (middle(lambda: nn.GroupNorm(2, 8)), "first", "group_norm has no rule"),
+    "instance_norm": (middle(lambda: nn.InstanceNorm2d(8, affine=True)), "first",
+                      "instance_norm has no rule"),
+    "attention": (middle(Attention), "middle.attend", "size written in forward"),
+    "softmax": (middle(lambda: nn.Softmax(dim=1)), "first", "softmax has no rule"),
+    "own_scale": (middle(Scale), "first", "they meet values that cannot be cut"),
+    "pixel_shuffle": (middle(lambda: nn.PixelShuffle(2), 2), "first", "pixel_shuffle has no rule"),
+    "response_norm": (middle(lambda: nn.LocalResponseNorm(3)), "first",
+                      "dimension that holds them"),
+    "pool_over_channels": (
+        middle(lambda: lambda x: F.max_pool3d(x.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1)),
+        "first", "max_pool3d works along the dimension that holds them"),
+    "shift_of_channels": (middle(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 1, -1))), "first",
+                          "pad works along the dimension that holds them"),
+    "padded_shortcut": (middle(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), 12), "first",
+                        "pad works along the dimension that holds them"),
+    "split_at_places": (middle(lambda: lambda x: x.split([2, 6], 1)[1], 6), "first",
+                        "size written in forward"),
+    "uneven_chunk": (middle(lambda: lambda x: x.chunk(3, 1)[0], 3), "first",
+                     "size written in forward"),
+    "some_taken": (middle(lambda: lambda x: x[:, 2:6], 4), "first", "size written in forward"),
+    "mean_over_channels": (middle(lambda: lambda x: x.mean(1, keepdim=True), 1), "first",
+                           "mean mixes them"),
+    "unpool": (middle(Unpool), "first", "max_unpool2d has no rule"),
+    "grouped_transposed": (middle(lambda: nn.ConvTranspose2d(8, 4, 2, groups=2), 4), "middle",
+                           "a grouped transposed convolution"),
+    "transposed_view": (transposed_view, "first", "first.weight is also used by t"),
+}

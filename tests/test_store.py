@@ -1,0 +1,110 @@
+"""The stage store keeps what was put, whole, and forgets what is broken."""
+
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import StoreError
+from harness.store import FolderStore, NoStore, Record, key_of, locked, write_whole
+
+
+def record(value: float = 1.0) -> Record:
+    return Record({"accuracy": value, "epochs": [{"lr": 0.1}]},
+                  {"model/a": torch.full((3, 2), value), "activity/a": torch.arange(4)})
+
+
+def test_what_was_put_is_got_back(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.put("k", record(0.25))
+    got = FolderStore(tmp_path).get("k")
+    assert got is not None
+    assert got.facts == {"accuracy": 0.25, "epochs": [{"lr": 0.1}]}
+    assert torch.equal(got.tensors["model/a"], torch.full((3, 2), 0.25))
+    assert got.tensors["activity/a"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_prefix_loads_only_its_tensors(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.put("k", record())
+    got = store.get("k", prefix="activity/")
+    assert got is not None
+    assert list(got.tensors) == ["activity/a"]
+
+
+def test_a_stage_that_was_never_made_is_not_there(tmp_path: Path) -> None:
+    assert FolderStore(tmp_path).get("nothing") is None
+    assert NoStore().get("nothing") is None
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_broken_file_is_not_trusted_and_goes(tmp_path: Path, damage: str) -> None:
+    store = FolderStore(tmp_path)
+    store.put("k", record())
+    path = next(tmp_path.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-3] ^= 0xFF
+    path.write_bytes({"truncate": bytes(data[:-5]), "flip": bytes(data), "empty": b"",
+                      "text": b"not a stage"}[damage])
+    assert store.get("k") is None
+    assert not path.exists()
+
+
+def test_the_least_recently_used_stage_goes_first(tmp_path: Path) -> None:
+    size = 8000
+    store = FolderStore(tmp_path, cap_bytes=3 * size)
+    big = Record({}, {"x": torch.zeros(1500)})  # 6 kB and a header
+    for age, key in enumerate("abc"):
+        store.put(key, big)
+        os.utime(tmp_path / f"{key}.safetensors", (1000 + age, 1000 + age))
+    assert store.get("a") is not None  # used now: b is the oldest
+    store.put("d", big)
+    assert store.get("b") is None
+    assert all(store.get(k) is not None for k in "acd")
+
+
+def test_a_full_disk_leaves_nothing_behind_and_says_so(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="the disk is full.*run the same command again"):
+        write_whole(tmp_path / "stage", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be made at .*file"):
+        FolderStore(tmp_path / "file" / "stages")
+
+
+def test_a_key_depends_on_content_and_not_on_its_order() -> None:
+    assert key_of({"a": 1, "b": [2, 3]}) == key_of({"b": [2, 3], "a": 1})
+    assert key_of({"a": 1, "b": [2, 3]}) != key_of({"a": 1, "b": [3, 2]})
+
+
+def _hold(path: Path, ready: "multiprocessing.synchronize.Event") -> None:
+    with locked(path):
+        ready.set()
+        os.kill(os.getpid(), 9)
+
+
+def test_a_lock_is_exclusive_and_dies_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with locked(path), pytest.raises(BlockingIOError), locked(path, wait=False):
+        pass
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(path, ready))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -9
+    assert ready.is_set()
+    with locked(path, wait=False):
+        assert path.exists()

@@ -1,0 +1,111 @@
+"""Training does what plain PyTorch does, repeats to the bit, and says when it diverged."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.errors import TrainingError
+from harness.train import SCHEDULES, Recipe, Score, batches, shift, train
+
+
+@dataclass
+class Examples:
+    inputs: Tensor
+    targets: Tensor
+
+
+def data(count: int = 20) -> Examples:
+    generator = torch.Generator().manual_seed(1)
+    return Examples(torch.randn(count, 1, 8, 8, generator=generator),
+                    torch.randint(0, 3, (count,), generator=generator))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(144, 3))
+
+
+def unscored(_: nn.Module) -> Score:
+    return Score(0.0, 0.0)
+
+
+def test_an_epoch_is_plain_sgd_over_the_shuffled_batches() -> None:
+    examples, recipe = data(), Recipe(epochs=1, lr=0.1, momentum=0.9, batch_size=8)
+    model, other = net(), net()
+    train(model, examples, recipe, seed=5, validate=unscored)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(5))
+    other.train()
+    for chosen in (order[:8], order[8:16], order[16:]):
+        optimizer.zero_grad()
+        logits = other(examples.inputs[chosen])
+        nn.functional.cross_entropy(logits, examples.targets[chosen]).backward()
+        optimizer.step()
+    for a, b in zip(model.state_dict().values(), other.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+    recipe = Recipe(epochs=2, lr=0.05, augment="shift", batch_size=8)
+
+    def weights(seed: int) -> Tensor:
+        model = net()
+        train(model, data(), recipe, seed=seed, validate=unscored)
+        return model[0].weight.detach()  # type: ignore[index]
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_every_parameter_moves() -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    train(model, data(), Recipe(epochs=1, lr=0.1), seed=0, validate=unscored)
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_rows_carry_the_mean_loss_and_the_rate() -> None:
+    rows = train(net(), data(), Recipe(epochs=3, lr=0.2, schedule="cosine"), seed=0,
+                 validate=lambda m: Score(0.5, 1.5))
+    assert [round(r.lr, 6) for r in rows] == [
+        round(0.2 * (1 + math.cos(math.pi * k / 3)) / 2, 6) for k in (1, 2, 3)]
+    assert all(r.val == Score(0.5, 1.5) for r in rows)
+    assert all(0 < r.train_loss < 10 for r in rows)
+
+
+def test_a_last_batch_of_one_is_left_out() -> None:
+    """A batch norm over one value has no statistics."""
+    recipe = Recipe(epochs=1, lr=0.1, batch_size=8)
+    sizes = [len(t) for _, t in batches(data(17), recipe, torch.Generator())]
+    assert sizes == [8, 8]
+
+
+def test_divergence_is_said_and_not_trained_through() -> None:
+    with pytest.raises(TrainingError, match=r"after epoch \d+ of 9.*Lower the learning rate"):
+        train(net(), data(), Recipe(epochs=9, lr=1e30), seed=0, validate=unscored)
+
+
+@pytest.mark.parametrize(("name", "at", "factor"), [
+    ("constant", 0.7, 1.0), ("cosine", 0.0, 1.0), ("cosine", 0.5, 0.5), ("cosine", 1.0, 0.0),
+    ("one_cycle", 0.0, 0.04), ("one_cycle", 0.15, 0.52), ("one_cycle", 0.3, 1.0),
+    ("one_cycle", 1.0, 1e-4)])
+def test_schedules_at_known_points(name: str, at: float, factor: float) -> None:
+    assert SCHEDULES[name](at) == pytest.approx(factor, abs=1e-9)
+
+
+def test_shift_moves_pictures_by_whole_pixels_and_fills_with_zeros() -> None:
+    picture = torch.zeros(50, 1, 32, 32)
+    picture[:, 0, 16, 16] = 1.0
+    moved = shift(picture, torch.Generator().manual_seed(0))
+    assert moved.shape == picture.shape
+    assert torch.equal(moved.sum((1, 2, 3)), torch.ones(50))
+    places = moved.flatten(1).argmax(1)
+    rows, columns = places // 32 - 16, places % 32 - 16
+    assert sorted(set(rows.tolist())) == [-2, -1, 0, 1, 2]
+    assert sorted(set(columns.tolist())) == [-2, -1, 0, 1, 2]
