@@ -17,10 +17,8 @@ import yaml
 from harness.errors import ConfigError, unknown
 from harness.plugins import is_reference
 from harness.settings import (
-    PATTERNS,
     SHORT,
     Mistake,
-    Profile,
     RunConfig,
     Section,
     StudyConfig,
@@ -28,13 +26,13 @@ from harness.settings import (
     defaults,
     flat,
     leaf_of,
-    leaves,
     mistakes,
+    reference,
     schema,
     short,
     shown,
+    unknown_key,
     value_at,
-    wrong_key,
 )
 
 __all__ = ["SHORT", "Known", "RunConfig", "Study", "StudyConfig", "Training", "apply", "check_file",
@@ -44,6 +42,8 @@ __all__ = ["SHORT", "Known", "RunConfig", "Study", "StudyConfig", "Training", "a
 Tree = dict[str, Any]
 SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
 OF_A_STUDY = ("kind", "budget", "space", "trials", "hours", "sampler", "controls")
+KINDS = {"configs": "configuration", "studies": "study"}
+OVERRIDES = "the overrides"
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def check_file(name_or_path: str, *, known: Known) -> RunConfig | Study:
 
     Raises ConfigError with all its mistakes.
     """
-    is_name_of_study = name_or_path in _names("studies")
-    path = find("studies" if is_name_of_study else "configs", name_or_path)
+    path = _find(name_or_path, list(KINDS))
     if path.parent.name == "studies" or "space" in _read(path).tree:
         return load_study(str(path), known=known)
     return load_run(str(path), known=known)
@@ -137,23 +136,19 @@ def find(kind: str, name: str) -> Path:
 
     kind: 'configs' or 'studies'. Raises ConfigError with the nearest names.
     """
-    paths = [Path(name), *(folder / f"{name}.yaml" for folder in _folders(kind))]
-    for path in paths:
-        if path.is_file():
-            return path
-    what = {"configs": "configuration", "studies": "study"}[kind]
-    raise ConfigError(f"{unknown(what, name, _names(kind))} Or give the path of a YAML file.")
+    return _find(name, [kind])
 
 
 def every_file() -> list[str]:
     """Paths of all configurations and studies that have a name."""
-    return [str(find(kind, name)) for kind in ("configs", "studies") for name in _names(kind)]
+    return [str(find(kind, name)) for kind in KINDS for name in _names(kind)]
 
 
 def identity(config: RunConfig | Study) -> dict[str, Any]:
     """Key -> value of all that changes results and differs from the defaults."""
     if isinstance(config, Study):
-        of_base = {f"config.{key}": value for key, value in identity(config.base).items()}
+        of_base = {f"config.{key}": value for key, value in identity(config.base).items()
+                   if key not in config.config.space}  # every trial sets those
         return _unusual(config.config) | of_base
     return _unusual(config)
 
@@ -181,14 +176,14 @@ def to_yaml(config: RunConfig | StudyConfig) -> str:
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False)
 
 
-def reference() -> str:
-    """docs/config.md: every field of a run, a study and a profile, with bounds and default."""
-    return "\n".join([_INTRODUCTION, *_section("A run: `configs/NAME.yaml`", RunConfig),
-                      *_section("A study: `studies/NAME.yaml`", StudyConfig),
-                      *_section("A profile: under `profiles.NAME` of a study", Profile)])
-
-
-OVERRIDES = "the overrides"
+def _find(name: str, kinds: Sequence[str]) -> Path:
+    paths = [Path(name), *(f / f"{name}.yaml" for kind in kinds for f in _folders(kind))]
+    for path in paths:
+        if path.is_file():
+            return path
+    what = " or ".join(KINDS[kind] for kind in kinds)
+    names = [n for kind in kinds for n in _names(kind)]
+    raise ConfigError(f"{unknown(what, name, names)} Or give the path of a YAML file.")
 
 
 def _folders(kind: str) -> list[Path]:
@@ -262,8 +257,8 @@ def _wrong(model: type[Section], tree: Tree, known: Known | None) -> list[Mistak
 
 
 def _unknown_names(tree: Tree, known: Known) -> list[Mistake]:
-    wanted = [("prune.criterion", "criterion", known.criteria), ("data.name", "data", known.data),
-              ("model.name", "model", known.models)]
+    wanted = [("data.name", "data set", known.data), ("model.name", "model", known.models),
+              ("prune.criterion", "criterion", known.criteria)]
     named = [(key, value_at(tree, key), kind, table) for key, kind, table in wanted]
     for where, part in _parts(tree).items():
         controls = part.get("controls")
@@ -300,8 +295,8 @@ def _wrong_inside(study: Tree, base: Tree, known: Known) -> list[Mistake]:
 
 
 def _wrong_ladder(key: str, ladder: Any, base: Tree, known: Known) -> list[str]:
-    if sentence := wrong_key(RunConfig, key):
-        return [sentence]
+    if leaf_of(RunConfig, key) is None:
+        return [unknown_key(RunConfig, key)]
     if key.partition(".")[0] not in SEARCHABLE:
         return [f"cannot be searched, for all trials share one baseline. Under space stand keys of "
                 f"{', '.join(SEARCHABLE)}; others go under set."]
@@ -333,7 +328,7 @@ def _set(model: type[Section], tree: Tree, settings: Mapping[str, Any],
     for key, value in settings.items():
         leaf = leaf_of(model, key)
         if leaf is None:
-            lost.append(Mistake(key, wrong_key(model, key) or ""))
+            lost.append(Mistake(key, unknown_key(model, key)))
         else:
             tree = _put(tree, *leaf, value)
     return tree, lost + [m for m in _wrong(model, tree, known) if m not in before]
@@ -343,8 +338,8 @@ def _put(tree: Tree, leaf: str, name: str, value: Any) -> Tree:
     """The tree with a value at a leaf, or at a name in the table that the leaf holds."""
     if name:
         old = value_at(tree, leaf)
-        # A ratio for all layers stays, under the name of the whole network.
-        value = (_table(old) or ({} if old is None or old == {} else {"": old})) | {name: value}
+        # One ratio for all layers becomes that of the whole network, whose name is ''.
+        value = (_table(old) if old is None or isinstance(old, dict) else {"": old}) | {name: value}
     first, _, rest = leaf.partition(".")
     return tree | {first: _put(_table(tree.get(first)), rest, "", value) if rest else value}
 
@@ -355,17 +350,16 @@ def _parse(overrides: Iterable[str]) -> tuple[dict[str, Any], list[Mistake]]:
     settings: dict[str, Any] = {}
     found = []
     for part in filter(None, parts):
-        key, sign, text = part.partition("=")
-        key = key.strip()
+        key, sign, text = (word.strip() for word in part.partition("="))
+        if not sign:
+            found.append(Mistake(key, "an override is written KEY=VALUE."))
+            continue
         try:
             settings[key], repeated = _parse_yaml(text)
         except yaml.YAMLError as error:
             found.append(Mistake(key, f"{shown(text)} cannot be read: {_problem(error)}."))
-            continue
-        found += [Mistake(f"{key}.{m.key}", m.text) for m in repeated]
-        if not sign:
-            del settings[key]
-            found.append(Mistake(part, "an override is written KEY=VALUE."))
+        else:
+            found += [Mistake(f"{key}.{m.key}", m.text) for m in repeated]
     return settings, found
 
 
@@ -373,3 +367,114 @@ def _unusual(config: RunConfig | StudyConfig) -> dict[str, Any]:
     usual = defaults(type(config))
     return {key: value for key, value in flat(config).items()
             if key not in config.without_effect and value != usual[key]}
+
+
+class _Loader(yaml.SafeLoader):
+    """Scalars as in YAML 1.2: 5e-4 is a number; no, on, 1:30 and 2024-01-01 are words."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 - as PyYAML has it
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the loader would take for something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)"
+              r"|\.(nan|NaN|NAN)", list("-+0123456789.")),
+}
+_TAGS = {_TAG + name for name in (*_SCALARS, "str", "seq", "map")}
+for _name, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
+_Loader.add_constructor(_TAG + "int", lambda loader, node: int(node.value))  # 010 is ten
+
+
+def _read(path: Path) -> _File:
+    """The tree of a file, named as the file if it has no name. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text, at byte {error.start}.") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+    file = _file(text, str(path))
+    return replace(file, tree={"name": path.stem, **file.tree})
+
+
+def _file(text: str, place: str) -> _File:
+    try:
+        tree, repeated = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place}{_position(error, text)}: {_problem(error)}.") from error
+    if tree is None:
+        raise ConfigError(f"{place}: is empty. It must hold keys with values, as in seed: 0.")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{place}: must hold keys with values, as in seed: 0; it holds "
+                          f"{shown(tree)}.")
+    return _File(place, tree, repeated)
+
+
+def _parse_yaml(text: str) -> tuple[Any, list[Mistake]]:
+    """(plain value, keys given twice). Raises YAMLError."""
+    loader = _Loader(text)
+    repeated: list[Mistake] = []
+    try:
+        node = loader.get_single_node()
+        return None if node is None else _plain(loader, node, "", repeated), repeated
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or in itself") from None
+    finally:
+        loader.dispose()
+
+
+def _plain(loader: _Loader, node: yaml.Node, key: str, repeated: list[Mistake]) -> Any:
+    """What a node stands for; all names in tables are text."""
+    if node.tag not in _TAGS:
+        raise _refusal(node, f"the tag {node.tag} is not understood")
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(loader, n, f"{key}.{i}", repeated) for i, n in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        return _plain_table(loader, node, key, repeated)
+    try:
+        return loader.construct_object(node)
+    except (ValueError, KeyError) as error:
+        raise _refusal(node, f"'{node.value}' is not what its tag says") from error
+
+
+def _plain_table(loader: _Loader, node: yaml.MappingNode, key: str,
+                 repeated: list[Mistake]) -> Tree:
+    table: Tree = {}
+    lines: dict[str, int] = {}
+    for name, value in node.value:
+        if not isinstance(name, yaml.ScalarNode) or name.value == "<<":
+            raise _refusal(name, "a key must be a word or a number")
+        inner, line = f"{key}.{name.value}".removeprefix("."), name.start_mark.line + 1
+        if name.value in table:
+            repeated.append(Mistake(
+                inner, f"stands twice, on lines {lines[name.value]} and {line}. Keep one."))
+        lines[name.value] = line
+        table[name.value] = _plain(loader, value, inner, repeated)
+    return table
+
+
+def _refusal(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _position(error: yaml.YAMLError, text: str) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[:error.position]
+        return f", line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    said = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    return str(said)

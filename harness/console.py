@@ -111,7 +111,6 @@ class Console:
         title: str,
         columns: Sequence[str],
         rows: Sequence[Sequence[object]],
-        *,
         notes: Sequence[str] = (),
     ) -> None:
         """Print results on stdout; columns of numbers stand right, None is '-', notes below.
@@ -312,7 +311,8 @@ class StudyScreen:
 
     def trial_done(self, line: TrialLine) -> None:
         trial, step = self._progress.trial, self._progress.step
-        if trial is not None and _key(trial.line) == _key(line):
+        # By number alone: a control may have been begun without its role.
+        if trial is not None and trial.line.number == line.number:
             self._note_step()
             if line.steps is None and step is not None:
                 line = replace(line, steps=step.number)

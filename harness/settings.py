@@ -36,7 +36,8 @@ SHORT = {"prune.filters_per_step": "filters_per_step", "retrain.epochs": "retrai
 class Section(BaseModel):
     """Fields that belong together. without_effect: those that leave all results as they are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True,
+                              allow_inf_nan=False, use_attribute_docstrings=True)
     without_effect: ClassVar[frozenset[str]] = frozenset()
 
 
@@ -73,25 +74,37 @@ def _distinct(ladder: list[Any]) -> list[Any]:
 
 Plain = Annotated[Any, AfterValidator(_plain)]
 Options = dict[str, Plain]
+Name = Annotated[str, Field(pattern=NAME)]
+Natural = Annotated[int, Field(ge=0)]
+Counted = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Between = Annotated[float, Field(gt=0, lt=1)]
 ONE, BY_NAME = "<one>", "<by name>"  # the two forms of a ratio, as pydantic names them in errors
 Ratio = Annotated[
     Annotated[Share, Tag(ONE)] | Annotated[dict[str, Share], Tag(BY_NAME)],
     Discriminator(lambda value: BY_NAME if isinstance(value, dict) else ONE)]
 Ladder = Annotated[list[Annotated[Any, AfterValidator(_rung)]], Field(min_length=1),
                    AfterValidator(_distinct)]
-# Sorted, because the order of writing must not change what a sampler suggests.
+# Because the order of writing must not change what a sampler suggests.
 Sorted = AfterValidator(lambda space: dict(sorted(space.items())))
 
 
 class Data(Section):
-    name: str = Field("digits", description="Name in the table of data sets, or "
-                                            "package.module:function.")
-    size: int = Field(32, ge=1, description="Height and width of the pictures, in pixels.")
-    val: float = Field(0.2, gt=0, lt=1, description="Share of the examples for validation.")
-    test: float = Field(0.2, gt=0, lt=1, description="Share of the examples for the final report.")
-    seed: int = Field(0, ge=0, description="Seed of the split.")
-    options: Options = Field({}, description="Further arguments of the data set, by name.")
+    name: str = "digits"
+    """Name in the table of data sets, or package.module:function."""
+    size: Counted = 32
+    """Height and width of the pictures, in pixels."""
+    val: Between = 0.2
+    """Share of the examples for validation."""
+    test: Between = 0.2
+    """Share of the examples for the final report."""
+    seed: Natural = 0
+    """Seed of the split."""
+    options: Options = {}
+    """Further arguments of the data set, by name."""
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> "Data":
@@ -102,58 +115,75 @@ class Data(Section):
 
 
 class Model(Section):
-    name: str = Field("vgg16_bn", description="Name in the table of networks, torchvision/NAME, or "
-                                              "package.module:function.")
-    width: float = Field(1.0, gt=0, le=4, description="Factor on the channels of every layer.")
-    weights: str | None = Field(None, description="File with a state dict to start from.")
-    options: Options = Field({}, description="Further arguments of the network, by name.")
+    name: str = "vgg16_bn"
+    """Name in the table of networks, torchvision/NAME, or package.module:function."""
+    width: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Factor on the channels of every layer."""
+    weights: str | None = None
+    """File with a state dict to start from."""
+    options: Options = {}
+    """Further arguments of the network, by name."""
 
 
 class Training(Section):
-    epochs: int = Field(1, ge=0, description="Passes over the training split.")
-    lr: float = Field(0.01, gt=0, description="Learning rate, at the schedule's highest point.")
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="Which optimiser.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (sgd), first beta (adam).")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay.")
-    schedule: Literal["constant", "cosine", "one_cycle"] = Field(
-        "constant", description="How the learning rate moves over the epochs.")
-    batch_size: int = Field(64, ge=1, description="Examples a step.")
-    augment: Literal["none", "shift"] = Field(
-        "none", description="How training pictures are varied: shift moves them a little.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of a label that is spread "
-                                                                "over all classes.")
+    epochs: Natural = 1
+    """Passes over the training split; of retrain: after every pruning step."""
+    lr: Positive = 0.01
+    """Learning rate, at the schedule's highest point."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Which optimiser."""
+    momentum: BelowOne = 0.9
+    """Momentum of sgd, first beta of adam."""
+    weight_decay: NotNegative = 5e-4
+    """Weight decay."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    """How the learning rate moves over the epochs."""
+    batch_size: Counted = 64
+    """Examples a step."""
+    augment: Literal["none", "shift"] = "none"
+    """How training pictures are varied; shift moves them a little."""
+    label_smoothing: BelowOne = 0.0
+    """Share of a label that is spread over all classes."""
 
 
 class Floors(Section):
-    layer_min: Ratio = Field(0.0, description="Share of a layer's channels that stays.")
-    layer_min_params: Ratio = Field(0.0, description="Share of a layer's parameters that stays.")
-    layer_min_macs: Ratio = Field(0.0, description="Share of a layer's MACs that stays.")
-    block_min_params: Ratio = Field(
-        0.0, description="Share of the parameters under one parent module that stays.")
-    relative: float = Field(0.0, ge=0, description="If not 0, floors sink with the network: at "
-                                                   "most this times the share still alive.")
-    min_channels: int = Field(1, ge=1, description="Channels that every layer keeps.")
-    counting: Literal["own", "current"] = Field(
-        "own", description="Count a layer with its input whole, or as it is now.")
+    layer_min: Ratio = 0.0
+    """Share of a layer's channels that stays."""
+    layer_min_params: Ratio = 0.0
+    """Share of a layer's parameters that stays."""
+    layer_min_macs: Ratio = 0.0
+    """Share of a layer's MACs that stays."""
+    block_min_params: Ratio = 0.0
+    """Share of the parameters under one parent module that stays."""
+    relative: NotNegative = 0.0
+    """If not 0, floors sink with the network: at most this times the share still alive."""
+    min_channels: Counted = 1
+    """Channels that every layer keeps."""
+    counting: Literal["own", "current"] = "own"
+    """Count a layer with its input whole, or as it is now."""
 
 
 class Prune(Section):
-    criterion: str = Field("taylor", description="Name in the table of criteria, or "
-                                                 "package.module:function.")
-    normalize: Literal["auto", "none", "l2", "mean"] = Field(
-        "auto", description="How scores of different layers are made comparable; auto is the "
-                            "criterion's own way.")
-    ranking: Literal["merged", "pass"] = Field(
-        "merged", description="Gather evidence during the last retrain epoch, or in its own pass.")
-    filters_per_step: int = Field(32, ge=1, description="Filters removed by one step.")
-    percentage: float = Field(70.0, gt=0, le=100, description="Filters removed in all, in percent; "
-                                                              "the run stops there.")
-    round_to: int = Field(1, ge=1, description="Widths are rounded up to its multiples.")
-    ignore: list[str] = Field([], description="Modules that are left whole.")
-    ranking_examples: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Training examples in a pass; null takes all.")
-    certify: bool = Field(True, description="Check every cut against the silenced network.")
-    floors: Floors = Field(Floors(), description="What must stay.")
+    criterion: str = "taylor"
+    """Name in the table of criteria, or package.module:function."""
+    normalize: Literal["auto", "none", "l2", "mean"] = "auto"
+    """How scores of different layers are made comparable; auto is the criterion's own way."""
+    ranking: Literal["merged", "pass"] = "merged"
+    """Gather evidence during the last retrain epoch, or in a pass of its own."""
+    filters_per_step: Counted = 32
+    """Filters removed by one step."""
+    percentage: Annotated[float, Field(gt=0, le=100)] = 70.0
+    """Filters removed in all, in percent; the run stops there."""
+    round_to: Counted = 1
+    """Widths are rounded up to its multiples."""
+    ignore: list[str] = []
+    """Modules that are left whole."""
+    ranking_examples: Counted | None = None
+    """Training examples in a pass; null takes all."""
+    certify: bool = True
+    """Check every cut against the silenced network."""
+    floors: Floors = Floors()
+    """What must stay."""
 
 
 class RunConfig(Section):
@@ -161,23 +191,32 @@ class RunConfig(Section):
 
     without_effect = frozenset({"name"})
 
-    name: str = Field("run", pattern=NAME, description="Name of the run; the file's, if not given.")
-    seed: int = Field(0, ge=0, description="Seed of everything that is random.")
-    replicate: int = Field(0, ge=0, description="Number of the repetition with fresh randomness.")
-    device: str = Field("auto", pattern=DEVICE, description="auto takes the first GPU, if any.")
-    threads: int = Field(1, ge=1, description="CPU threads; results depend on it to the bit.")
-    memory_format: Literal["contiguous", "channels_last"] = Field(
-        "channels_last", description="How pictures lie in memory.")
-    autocast: Literal["none", "bf16", "fp16"] = Field(
-        "none", description="Precision of the forward pass in training.")
-    data: Data = Field(Data(), description="What is learned.")
-    model: Model = Field(Model(), description="What learns it.")
-    baseline: Training = Field(Training(epochs=8, lr=0.05, schedule="one_cycle"),
-                               description="Training of the whole network.")
-    retrain: Training = Field(Training(), description="Training after every pruning step.")
-    finetune: Training = Field(Training(epochs=6, lr=0.05, schedule="one_cycle"),
-                               description="Training after the last step.")
-    prune: Prune = Field(Prune(), description="What is cut, and how fast.")
+    name: Name = "run"
+    """Name of the run; the file's, if not given."""
+    seed: Natural = 0
+    """Seed of everything that is random."""
+    replicate: Natural = 0
+    """Number of the repetition with fresh randomness."""
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    """Where to compute; auto takes the first GPU, if there is one."""
+    threads: Counted = 1
+    """CPU threads; results depend on it to the bit."""
+    memory_format: Literal["contiguous", "channels_last"] = "channels_last"
+    """How pictures lie in memory."""
+    autocast: Literal["none", "bf16", "fp16"] = "none"
+    """Precision of the forward pass in training."""
+    data: Data = Data()
+    """What is learned."""
+    model: Model = Model()
+    """What learns it."""
+    baseline: Training = Training(epochs=8, lr=0.05, schedule="one_cycle")
+    """Training of the whole network."""
+    retrain: Training = Training()
+    """Training after every pruning step."""
+    finetune: Training = Training(epochs=6, lr=0.05, schedule="one_cycle")
+    """Training after the last step."""
+    prune: Prune = Prune()
+    """What is cut, and how fast."""
 
     @model_validator(mode="before")
     @classmethod
@@ -192,26 +231,34 @@ class RunConfig(Section):
 
 
 class Budget(Section):
-    flops: float = Field(0.1, gt=0, le=1, description="Share of the baseline's FLOPs that the "
-                                                      "best network may have.")
+    flops: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the baseline's FLOPs that the best network may have."""
 
 
 class Sampler(Section):
-    name: Literal["tpe", "random"] = Field("tpe", description="Who suggests settings.")
-    seed: int = Field(0, ge=0, description="Seed of the suggestions.")
-    n_startup_trials: int = Field(5, ge=0, description="Random suggestions before tpe learns.")
+    name: Literal["tpe", "random"] = "tpe"
+    """Who suggests settings."""
+    seed: Natural = 0
+    """Seed of the suggestions."""
+    n_startup_trials: Natural = 5
+    """Random suggestions before tpe learns."""
 
 
 class Profile(Section):
     """What a study does differently under a name; what is not given stays as in the study."""
 
-    trials: Annotated[int, Field(ge=1)] | None = Field(None, description="Settings to try.")
-    hours: Annotated[float, Field(gt=0)] | None = Field(None, description="Time limit.")
-    space: Annotated[dict[str, Ladder], Sorted] = Field(
-        {}, description="Ladders that replace those of the same key.")
-    set: Options = Field({}, description="Further settings of the base run.")
-    controls: list[str] | None = Field(None, description="Criteria to compare with.")
-    budget: Budget | None = Field(None, description="Another budget.")
+    trials: Counted | None = None
+    """Different settings to try."""
+    hours: Positive | None = None
+    """No new trial is begun after so many hours."""
+    space: Annotated[dict[str, Ladder], Sorted] = {}
+    """Ladders that replace those of the same key."""
+    set: Options = {}
+    """Further settings of the base run."""
+    controls: list[str] | None = None
+    """Criteria to compare with."""
+    budget: Budget | None = None
+    """Another budget."""
 
 
 class StudyConfig(Section):
@@ -222,22 +269,28 @@ class StudyConfig(Section):
 
     without_effect = frozenset({"name", "config", "trials", "hours", "set", "profiles"})
 
-    name: str = Field("study", pattern=NAME, description="Name of the study; the file's, if not "
-                                                         "given.")
-    config: str = Field(description="Name or file of the run that is varied.")
-    kind: Literal["budget", "pareto"] = Field(
-        "budget", description="Highest accuracy within a budget, or the front of accuracy and "
-                              "FLOPs.")
-    budget: Budget = Field(Budget(), description="What the best network may cost.")
-    space: Annotated[dict[str, Ladder], Field(min_length=1), Sorted] = Field(
-        description="Ladders of values by key of the run; under prune, retrain or finetune.")
-    trials: int = Field(12, ge=1, description="Different settings to try.")
-    hours: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="No new trial is begun after so many hours; null is no limit.")
-    sampler: Sampler = Field(Sampler(), description="How settings are suggested.")
-    controls: list[str] = Field([], description="Criteria run beside the best trial, at its FLOPs.")
-    set: Options = Field({}, description="Settings of the base run that this study changes.")
-    profiles: dict[str, Profile] = Field({}, description="Other lengths of the study, by name.")
+    name: Name = "study"
+    """Name of the study; the file's, if not given."""
+    config: str
+    """Name or file of the run that is varied."""
+    kind: Literal["budget", "pareto"] = "budget"
+    """The highest accuracy within a budget, or the front of accuracy and FLOPs."""
+    budget: Budget = Budget()
+    """What the best network may cost."""
+    space: Annotated[dict[str, Ladder], Field(min_length=1), Sorted]
+    """Ladders of values by key of the run; under prune, retrain or finetune."""
+    trials: Counted = 12
+    """Different settings to try."""
+    hours: Positive | None = None
+    """No new trial is begun after so many hours; null is no limit."""
+    sampler: Sampler = Sampler()
+    """How settings are suggested."""
+    controls: list[str] = []
+    """Criteria that run beside the best trial, at its FLOPs."""
+    set: Options = {}
+    """Settings of the base run that this study changes."""
+    profiles: dict[str, Profile] = {}
+    """Other lengths of the study, by name."""
 
 
 @cache
@@ -293,16 +346,15 @@ def mistakes(model: type[Section], tree: Mapping[str, Any]) -> list[Mistake]:
     return []
 
 
-def wrong_key(model: type[Section], key: str) -> str | None:
-    """What is wrong with a key, and the nearest right ones; None if it can be set."""
-    if leaf_of(model, key):
-        return None
+def unknown_key(model: type[Section], key: str) -> str:
+    """Sentence for a key that is not one of a value: its neighbours, the nearest, its namesakes."""
     every = list(leaves(model))
     inside = [k for k in every if k.startswith(f"{key}.")]
     if inside:
         return f"is a section. Set what is in it: {', '.join(inside)}."
-    beside = {start + k.removeprefix(start).partition(".")[0]
-              for start in [_section_around(every, key)] for k in every if k.startswith(start)}
+    section = _section_around(every, key)
+    beside = {section + k.removeprefix(section).partition(".")[0]
+              for k in every if k.startswith(section)}
     of_same_name = {k for k in every if k.rpartition(".")[2] == key.rpartition(".")[2]}
     alike = get_close_matches(key, every, n=3, cutoff=0.8)
     return unknown("key", key, {*beside, *of_same_name, *alike})
@@ -326,6 +378,13 @@ def short(key: str) -> str:
     return SHORT.get(key, key)
 
 
+def reference() -> str:
+    """docs/config.md: every field of a run, a study and a profile, with bounds and default."""
+    return "\n".join([_INTRODUCTION, *_section("A run: `configs/NAME.yaml`", RunConfig),
+                      *_section("A study: `studies/NAME.yaml`", StudyConfig),
+                      *_section("A profile: under `profiles.NAME` of a study", Profile)])
+
+
 _MUST = {
     "greater_than": "{value} must be > {gt:g}.",
     "greater_than_equal": "{value} must be >= {ge:g}.",
@@ -346,11 +405,14 @@ _MUST = {
 
 def _mistake(model: type[Section], error: dict[str, Any]) -> Mistake:
     """A sentence of ours for an error of pydantic's."""
-    key = ".".join(str(part) for part in error["loc"] if part not in (ONE, BY_NAME))
+    path = [str(part) for part in error["loc"] if part not in (ONE, BY_NAME)]
+    key = ".".join(path)
     value, facts = shown(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            text = wrong_key(model, key) or "unknown key."
+            in_profile = model is StudyConfig and path[0] == "profiles"
+            text = (unknown_key(Profile, ".".join(path[2:])) if in_profile
+                    else unknown_key(model, key))
         case "literal_error":
             text = unknown("choice", str(error["input"]), re.findall(r"'(.*?)'", facts["expected"]))
         case "string_pattern_mismatch":
@@ -374,3 +436,50 @@ def _section_around(every: list[str], key: str) -> str:
 def _takes_names(schema: Mapping[str, Any]) -> bool:
     """Whether a field may hold a table of freely named values."""
     return any("additionalProperties" in s for s in (schema, *schema.get("oneOf", [])))
+
+
+_INTRODUCTION = """\
+# Settings
+
+Made from the schema by `harness.config.reference()`; do not edit.
+
+A YAML file is one whole run or study. What is not written has its default. `mlflow run . -P
+set="KEY=VALUE KEY=VALUE"` and `--set "KEY=VALUE"` override single keys; a value is YAML, a list
+is written `[1, 2]`. In a study the same words override the run that it varies, and keys of the
+study itself (`budget.flops`, `sampler.seed`, `space.retrain.epochs=[1]`).
+
+A ratio is one number for all layers, or a table of module names, where a parent's covers its
+children and the longest name wins; `''` is the whole network. `harness check` tells all mistakes.
+"""
+
+
+def _section(title: str, model: type[Section]) -> list[str]:
+    usual = defaults(model)
+    rows = [[f"`{key}`", _takes(field), _default(field, usual[key]), field["description"]]
+            for key, field in leaves(model).items()]
+    table = [["key", "takes", "default", "meaning"], ["---"] * 4, *rows]
+    return [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in table), ""]
+
+
+def _default(field: Mapping[str, Any], usual: Any) -> str:
+    return f"`{shown(usual)}`" if "default" in field else "must be given"
+
+
+_WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false",
+          "array": "list", "object": "table", "null": "null"}
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+def _takes(field: Mapping[str, Any]) -> str:
+    """What a field takes, in words, from its JSON schema."""
+    forms = field.get("anyOf") or field.get("oneOf")
+    if forms:
+        return " or ".join(_takes(form) for form in forms)
+    if "enum" in field:
+        return ", ".join(f"`{choice}`" for choice in field["enum"])
+    if "pattern" in field:
+        return PATTERNS[field["pattern"]]
+    if "type" not in field:
+        return "section"
+    bounds = [f"{sign} {field[bound]:g}" for bound, sign in _BOUNDS.items() if bound in field]
+    return " ".join([_WORDS[field["type"]], " and ".join(bounds)]).strip()

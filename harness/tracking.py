@@ -34,7 +34,7 @@ from io import BytesIO
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from harness.errors import HarnessError, TrackingError
 
@@ -646,10 +646,13 @@ class Server:
         def asked_to_end(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
 
-        before = {
-            number: signal.signal(number, asked_to_end)
-            for number in (signal.SIGTERM, signal.SIGHUP)
-        }
+        # A signal that is ignored stays so: nohup, or a shell's background.
+        listened = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, asked_to_end) for number in listened}
         try:
             code = self.process.wait()
             raise TrackingError(f"MLflow's server ended ({code}). {_last_words(self.log)}")
@@ -760,6 +763,9 @@ def resolve_uri(uri: str | None) -> str:
     import mlflow
 
     where = uri or mlflow.get_tracking_uri()
+    if not uri and "MLFLOW_TRACKING_URI" not in os.environ:
+        # MLflow writes its default like an address, a space as %20, but opens it like a path.
+        where = unquote(where)
     path = _sqlite_path(where)
     if path is None:
         return where
@@ -810,7 +816,7 @@ def _first_contact(uri: str) -> Iterator[MlflowClient]:
             yield client
 
 
-_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
 
 
 @contextmanager
@@ -821,7 +827,7 @@ def _alone_with(uri: str) -> Iterator[None]:
     # One lock file a user: another user's file in the shared folder could not be opened.
     path = Path(tempfile.gettempdir()) / f"harness-mlflow-{os.getuid()}-{digest}.lock"
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        pass
         yield
 
 
@@ -1005,8 +1011,7 @@ def _save_pt2(module: nn.Module, example: Tensor, folder: Path, description: Mod
     still = copy.deepcopy(module).cpu().eval().to(memory_format=torch.contiguous_format)
     # One example would fix the batch size at 1.
     batch = example.detach().cpu().contiguous()[[0, 0]]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with torch.no_grad():
         answer = still(batch)
         signature = ModelSignature(
             inputs=Schema([TensorSpec(batch.numpy().dtype, (-1, *batch.shape[1:]))]),
@@ -1031,7 +1036,10 @@ def _told(attempt: str) -> Iterator[None]:
     """Turn whatever MLflow, its store or torch.export raises into a TrackingError with a remedy."""
     _import_mlflow()
     try:
-        yield
+        # Warnings of MLflow's own making; nothing that a person could mend.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except HarnessError:
         raise
     except Exception as error:
@@ -1040,9 +1048,12 @@ def _told(attempt: str) -> Iterator[None]:
 
 def _failure(attempt: str, error: Exception) -> TrackingError:
     said = f"{type(error).__name__}: {error}"
-    remedies = [remedy for words, remedy in _REMEDIES if words in said]
-    sentence = f"MLflow could not {attempt}: {_first_line(error)}".rstrip(".")
-    return TrackingError(". ".join([sentence, *remedies[:1]]).rstrip(".") + ".")
+    for words, cause, remedy in _KNOWN:
+        if words in said:
+            return TrackingError(
+                f"MLflow could not {attempt}: {cause or _first_line(error)}. {remedy}."
+            )
+    return TrackingError(f"MLflow could not {attempt}: {_first_line(error).rstrip('.')}.")
 
 
 def _first_line(error: Exception) -> str:
@@ -1051,42 +1062,60 @@ def _first_line(error: Exception) -> str:
     return re.sub(r"^\([\w.]+\) ", "", lines[0])[:300]
 
 
-_REMEDIES = (
+_ELSEWHERE = "name another store in MLFLOW_TRACKING_URI"
+_START = "Start the server, or mend MLFLOW_TRACKING_URI"
+
+# What MLflow and its stores say, the cause in our words (empty: theirs are good), what helps.
+_KNOWN = (
     (
         "_alembic_tmp_",
-        "Two programs made this store at the same moment and left it half made. Move its file "
-        "away, or empty the database, and run again",
+        "two programs made it at the same moment and left it half made",
+        "Move its file away, or empty the database, and run again",
     ),
-    ("out-of-date database schema", "Make a copy of it, then run: mlflow db upgrade ADDRESS"),
-    ("Can't locate revision", "A newer MLflow wrote it: pip install --upgrade mlflow"),
-    ("not a database", "Move the file away, or name another store in MLFLOW_TRACKING_URI"),
-    ("malformed", "The file is damaged. Put back a copy, or move it away and run again"),
-    ("is locked", "Another program has held it for 20 s. End that one, then run again"),
-    ("disk is full", "Make room and run again: it goes on where it stopped"),
-    ("No space left", "Make room and run again: it goes on where it stopped"),
-    ("readonly database", "Make it writable, or name another store in MLFLOW_TRACKING_URI"),
     (
-        "unable to open database file",
-        "Make its folder and the file readable and writable, or name another store in "
-        "MLFLOW_TRACKING_URI",
+        "out-of-date database schema",
+        "another version of MLflow made it",
+        "Make a copy of it, then run: mlflow db upgrade ADDRESS",
     ),
-    ("PermissionError", "Make it writable, or name another store in MLFLOW_TRACKING_URI"),
-    ("NotADirectoryError", "Name another store in MLFLOW_TRACKING_URI"),
-    ("FileExistsError", "Name another store in MLFLOW_TRACKING_URI"),
+    (
+        "Can't locate revision",
+        "a newer MLflow made it",
+        "Install that: pip install --upgrade mlflow",
+    ),
+    ("not a database", "", f"Move the file away, or {_ELSEWHERE}"),
+    ("malformed", "", "The file is damaged. Put back a copy, or move it away and run again"),
+    ("is locked", "", "Another program has held it for 20 s. End that one, then run again"),
+    ("disk is full", "", "Make room and run again: it goes on where it stopped"),
+    ("No space left", "", "Make room and run again: it goes on where it stopped"),
+    ("readonly database", "", f"Make it writable, or {_ELSEWHERE}"),
+    ("unable to open database", "", f"Make folder and file readable and writable, or {_ELSEWHERE}"),
+    ("PermissionError", "", f"Make it writable, or {_ELSEWHERE}"),
+    ("NotADirectoryError", "", f"If it is the store, {_ELSEWHERE}"),
+    ("FileExistsError", "", f"If it is the store, {_ELSEWHERE}"),
     (
         "maintenance mode",
-        "MLflow keeps no store in a folder any more. Name a file: "
-        "MLFLOW_TRACKING_URI=sqlite:///mlflow.db",
+        "MLflow keeps no store in a folder any more",
+        "Name a file: MLFLOW_TRACKING_URI=sqlite:///mlflow.db",
     ),
-    ("No module named 'psycopg2'", "Install its driver: pip install psycopg2-binary"),
-    ("NoSuchModuleError", "Name a store as sqlite:///FILE, postgresql://..., or http://..."),
+    ("No module named 'psycopg2'", "", "Install its driver: pip install psycopg2-binary"),
     (
-        "ConnectionRefusedError",
-        "Nothing listens there. Start the server, or mend MLFLOW_TRACKING_URI",
+        "unsupported URI",
+        "no such kind of store",
+        "Name it as sqlite:///FILE, postgresql://... or http://... in MLFLOW_TRACKING_URI",
     ),
-    ("Connection refused", "Nothing listens there. Start the server, or mend MLFLOW_TRACKING_URI"),
-    ("Max retries exceeded", "Start the server, or mend MLFLOW_TRACKING_URI"),
-    ("gaierror", "Mend the host's name in MLFLOW_TRACKING_URI"),
-    ("timed out", "The server does not answer. Mend it, or MLFLOW_TRACKING_URI"),
-    ("password authentication failed", "Mend user and password in MLFLOW_TRACKING_URI"),
+    ("ConnectionRefused", "nothing listens there", _START),
+    ("Connection refused", "nothing listens there", _START),
+    ("NameResolutionError", "there is no host of that name", _START),
+    ("gaierror", "there is no host of that name", _START),
+    ("ReadTimeoutError", "the server does not answer", _START),
+    ("timed out", "the server does not answer", _START),
+    ("Max retries exceeded", "the server does not answer", _START),
+    ("valid JSON format", "a server answers there, but it is not MLflow's", _START),
+    ("error code 404", "a server answers there, but it is not MLflow's", _START),
+    (
+        "error code 401",
+        "the server wants to know who asks",
+        "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    ),
+    ("authentication failed", "", "Mend user and password in MLFLOW_TRACKING_URI"),
 )

@@ -187,12 +187,12 @@ class Concatenated(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), conv_norm(3, 6)
         self.c = nn.Conv2d(3, 10, 1) if is_sum else None
-        self.over = conv_norm(10, 10, groups=10)
+        self.over = None if is_sum else conv_norm(10, 10, groups=10)
         self.head = head(10)
 
     def forward(self, x: Tensor) -> Tensor:
         both = torch.cat([self.a(x), self.b(x)], 1)
-        out: Tensor = self.head(self.over(both) if self.c is None else both + self.c(x))
+        out: Tensor = self.head(both + self.c(x) if self.c else self.over(both))
         return out
 
 
@@ -218,8 +218,8 @@ class Shuffle(nn.Module):
 
 def channel_shuffle() -> Made:
     return made(lambda: nn.Sequential(
-        conv_norm(3, 8), conv_norm(8, 12, groups=4), Shuffle(4), conv_norm(12, 8, groups=4),
-        head(8)), (2, 3, 8, 8))
+        conv_norm(3, 8), conv_norm(8, 12, groups=4), Shuffle(4), conv_norm(12, 12, groups=12),
+        conv_norm(12, 6, 1), head(6)), (2, 3, 8, 8))
 
 
 class Chunk(nn.Module):
@@ -465,7 +465,8 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.mix(self.stem(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        out: Tensor = self.last(x[:, :, ::2]).flatten(2).mean(-1)
+        places = torch.linspace(0, 1, x.shape[-1])  # made here, on the default device
+        out: Tensor = self.last((x + places)[:, :, ::2]).flatten(2).mean(-1)
         return out
 
 
@@ -597,6 +598,9 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
                         "pad works along the dimension that holds them"),
     "split_at_places": (middle(lambda: lambda x: x.split([2, 6], 1)[1], 6), "first",
                         "size written in forward"),
+    "shuffle_between_groups": (lambda: made(lambda: nn.Sequential(
+        conv_norm(3, 8), conv_norm(8, 16, groups=4), Shuffle(4), conv_norm(16, 8, groups=4),
+        head(8)), (2, 3, 8, 8)), "1.0", "all of its channels can only go together"),
     "uneven_chunk": (middle(lambda: lambda x: x.chunk(3, 1)[0], 3), "first",
                      "size written in forward"),
     "some_taken": (middle(lambda: lambda x: x[:, 2:6], 4), "first", "size written in forward"),

@@ -312,6 +312,16 @@ def test_a_trial_told_again_replaces_its_row(terminal: Terminal) -> None:
     assert not any("stopped" in text for text in lines)
 
 
+def test_a_control_begun_without_its_role_is_ended_too(terminal: Terminal) -> None:
+    with StudyScreen(Console(err=terminal)) as screen:
+        screen.trial(3, SETTINGS, 85.5)
+        screen.step(2, "cut", 10.0)
+        screen.trial_done(line(3, role="control"))
+        lines = terminal.next_frame()
+    rows = [" ".join(text.split()) for text in lines if " 128 " in text]
+    assert rows == ["c3 128 2 0.1 85.5 finished 2 98.61 % 9.87 % 3/10 1:23"]
+
+
 def test_time_left_is_that_of_the_settings_still_to_finish(terminal: Terminal) -> None:
     """Two finished and one stopped trial took 180 s: 90 s a setting, and four are missing."""
     with StudyScreen(Console(err=terminal)) as screen:
@@ -400,7 +410,7 @@ def test_a_table_goes_to_stdout_and_messages_to_stderr(capsys: pytest.CaptureFix
 def table_lines(
     stream: io.StringIO, columns: list[str], rows: list[list[object]], *notes: str
 ) -> list[str]:
-    Console(out=stream).table("Front", columns, rows, notes=notes)
+    Console(out=stream).table("Front", columns, rows, notes)
     return [text.rstrip() for text in CONTROL_CODE.sub("", stream.getvalue()).splitlines()]
 
 

@@ -75,7 +75,7 @@ def _certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, af
             raise SurgeryError("nothing to certify: the network puts out no floating-point tensor.")
         spread = max(_spread(o) for o in whole)
         for group in graph.groups:
-            for reader in (s for s in group.slices if s.role == "reader"):
+            for reader in group.readers:
                 gone = _gone(group, reader, before, after)
                 tensors[reader.tensor].index_fill_(reader.dim, gone.to(whole[0].device), 0.0)
         expected = _outputs(silenced(*inputs))
@@ -107,7 +107,7 @@ def _swaps(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[Slice, int
     """A few single mistakes: two channels that stay, exchanged in one reader of a cut group."""
     tries = 0
     for group in reversed(graph.groups):
-        for reader in (s for s in group.slices if s.role == "reader"):
+        for reader in group.readers:
             channel = _channels_now(reader, before)
             stay = torch.isin(channel, after.kept[group.name]).nonzero().flatten()
             if len(after.kept[group.name]) < 2 or not len(_gone(group, reader, before, after)):

@@ -149,7 +149,7 @@ def taylor_pass(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: 
 
     Returns: gate -> sums. The model's mode, gradients and buffers are as before.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
     for parameter, _ in wanted:
@@ -159,7 +159,8 @@ def taylor_pass(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: 
             for inputs, targets in batches:
                 loss(model(inputs), targets).backward()
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
         for parameter, wants in wanted:
             parameter.requires_grad_(wants)
     if not watch.activity:

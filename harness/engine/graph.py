@@ -30,17 +30,19 @@ class Slice:
     """One dimension of one parameter or buffer, and the channel that each of its positions holds.
 
     channel: (size,) numbers of the group's channels, -1 where the position is not this group's.
-    role: 'writer' produces the channel, 'reader' consumes it, 'affine' accompanies it.
+    roles: 'writer' produces the channel, 'reader' consumes it, 'affine' accompanies it. A weight
+    that is used twice, once transposed, may do both.
     """
 
     tensor: str
     dim: int
     channel: Tensor
-    role: str
+    roles: frozenset[str]
 
     @property
     def layer(self) -> str:
-        return layer_of(self.tensor)
+        """The module that owns the tensor; the tensor itself if it is the network's own."""
+        return layer_of(self.tensor) or self.tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class Group:
     @property
     def writers(self) -> tuple[Slice, ...]:
         """The slices of weights that produce the channels, not of their biases."""
-        return tuple(s for s in self.slices if s.role == "writer")
+        return tuple(s for s in self.slices if "writer" in s.roles)
+
+    @property
+    def readers(self) -> tuple[Slice, ...]:
+        """The slices of weights that the channels are multiplied by."""
+        return tuple(s for s in self.slices if "reader" in s.roles)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -205,7 +212,8 @@ def trace(model: nn.Module, example: Example) -> Graph:
     notes = []
     for training in (False, True):
         try:
-            program = torch.export.export(blank.train(training), inputs, strict=False)
+            with torch.device("meta"):  # where the forward itself makes tensors
+                program = torch.export.export(blank.train(training), inputs, strict=False)
         except Exception as error:  # torch.export raises a zoo of types
             if not training:
                 raise GraphError(f"torch.export cannot trace {type(model).__name__}: "
@@ -255,7 +263,8 @@ class Tracer:
         self._tensors = {**dict(model.named_parameters(remove_duplicate=False)),
                          **dict(model.named_buffers(remove_duplicate=False))}
         self._atoms = 0
-        self._slices: dict[tuple[str, int], tuple[Tensor, str]] = {}
+        self._slices: dict[tuple[str, int], Tensor] = {}
+        self._roles: dict[tuple[str, int], set[str]] = {}
         self._edges: list[tuple[Tensor, Tensor]] = []
         self._frozen: list[tuple[Tensor, str]] = []
         self._products: list[Product] = []
@@ -290,21 +299,22 @@ class Tracer:
             atoms = torch.arange(self._atoms, self._atoms + size)
             self._atoms += size
             self._written.append(atoms)
-            self._slices[tensor, dim] = (atoms, "writer")
-        return self._slices[tensor, dim][0]
+            self._slices[tensor, dim] = atoms
+        self._roles.setdefault((tensor, dim), set()).add("writer")
+        return self._slices[tensor, dim]
 
     def read(self, tensor: str, dim: int, ids: Ids, role: str) -> None:
         size = self._tensors[tensor].shape[dim]
         now = torch.full((size,), -1) if ids is None else ids
-        if (tensor, dim) not in self._slices:
-            self._slices[tensor, dim] = (now, role)
+        self._roles.setdefault((tensor, dim), set()).add(role)
+        before = self._slices.setdefault((tensor, dim), now)
+        if before is now:
             return
-        before, first_role = self._slices[tensor, dim]
         both = (before >= 0) & (now >= 0)
         self.tie(before[both], now[both])
         alone = torch.where(both, torch.full_like(now, -1), torch.maximum(before, now))
         self.freeze(alone, "a layer used twice reads them once beside values that cannot be cut")
-        self._slices[tensor, dim] = (torch.maximum(before, now), first_role)
+        self._slices[tensor, dim] = torch.maximum(before, now)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         if a.numel():
@@ -397,17 +407,19 @@ class Tracer:
 
     def graph(self, notes: tuple[str, ...]) -> Graph:
         """Solve the ties: atoms -> channels -> groups."""
-        for (tensor, _), (ids, _) in self._slices.items():
+        for (tensor, _), ids in self._slices.items():
             if tensor in self._elsewhere:
                 self.freeze(ids, f"{tensor} is also used by {self._elsewhere[tensor]}")
         label = _components(self._atoms, self._edges)
-        slices = {key: (torch.where(ids >= 0, label[ids.clamp_min(0)], -1), role)
-                  for key, (ids, role) in self._slices.items()}
+        slices = {key: torch.where(ids >= 0, label[ids.clamp_min(0)], -1)
+                  for key, ids in self._slices.items()}
         together = [(atoms[:1].expand(len(atoms) - 1), atoms[1:]) for atoms in self._written]
         family = _components(self._atoms, [*self._edges, *together])
         groups = {root: self._group(root, label, family, slices)
                   for root in family.unique().tolist()}
         frozen = {groups[root].name: reason for root, reason in self._reasons(family).items()}
+        alone = {g.name for g in groups.values() if g.channels == 1 and g.name not in frozen}
+        frozen |= dict.fromkeys(alone, "all of its channels can only go together")
         written = {layer for group in groups.values() for layer in group.layers}
         frozen |= {layer: why for layer, why in self._stay.items() if layer not in written}
         shapes = {n[0]: tuple(self._tensors[n[0]].shape) for n in self._names.values()}
@@ -430,20 +442,21 @@ class Tracer:
         return {f: "; ".join(texts) for f, texts in found.items()}
 
     def _group(self, root: int, label: Tensor, family: Tensor,
-               slices: Mapping[tuple[str, int], tuple[Tensor, str]]) -> Group:
+               slices: Mapping[tuple[str, int], Tensor]) -> Group:
         channels = label[family == root].unique()  # ascending: in the order of the first writer
         number = torch.full((self._atoms,), -1)
         number[channels] = torch.arange(len(channels))
         parts = []
         filters = torch.zeros(len(channels), dtype=torch.long)
-        for (tensor, dim), (ids, role) in slices.items():
+        for (tensor, dim), ids in slices.items():
             channel = torch.where(ids >= 0, number[ids.clamp_min(0)], -1)
             if bool((channel >= 0).any()):
-                parts.append(Slice(tensor, dim, channel, role))
-                if role == "writer" and self._convolutions.get(tensor) == (dim, 1):
+                roles = frozenset(self._roles[tensor, dim])
+                parts.append(Slice(tensor, dim, channel, roles))
+                if "writer" in roles and self._convolutions.get(tensor) == (dim, 1):
                     filters += torch.bincount(channel[channel >= 0], minlength=len(channels))
-        first = next(p for p in parts if p.role == "writer")
-        return Group(layer_of(first.tensor) or first.tensor, len(channels), tuple(parts), filters)
+        first = next(p for p in parts if "writer" in p.roles)
+        return Group(first.layer, len(channels), tuple(parts), filters)
 
 
 def _multiplies(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -162,9 +163,10 @@ class Forward:
         inputs = tuple(placed(a) if isinstance(a, Tensor) else a for a in self._args)
         modes = [(m, m.training) for m in self._model.modules()]
         devices = {t.device for t in names.values() if t.is_cuda}
+        default = torch.device("meta") if on_meta else nullcontext()
         try:
             self._model.train(training)
-            with torch.no_grad(), torch.random.fork_rng(list(devices)):
+            with torch.no_grad(), torch.random.fork_rng(list(devices)), default:
                 functional_call(self._model, {n: placed(t) for n, t in names.items()}, inputs)
         except Exception as error:  # whatever a user's forward raises
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -296,7 +296,7 @@ def _layers(graph: Graph) -> list[_Layer]:
     rows = _rows(graph)
     found: dict[tuple[str, int], _Layer] = {}
     for writer in (w for group in graph.groups for w in group.writers):
-        bias = f"{writer.layer}.bias".removeprefix(".")
+        bias = f"{writer.layer}.bias"
         found[writer.tensor, writer.dim] = _Layer(
             writer.layer, writer.tensor, writer.dim, graph.shapes[writer.tensor],
             bias in graph.shapes, rows.get(writer.tensor, 0))

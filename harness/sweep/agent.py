@@ -137,7 +137,7 @@ class Agent:
         start = time.perf_counter()
         config = apply(self.study.base, {**settings, "prune.criterion": name})
         number = len(self.ledger.trials()) + self.study.config.controls.index(name)
-        self.screen.trial(number, {**named(settings), "criterion": name}, 100.0)
+        self.screen.trial(number, {**named(settings), "criterion": name}, 100.0, role="control")
         runs: dict[str, str] = self.ledger.get("control_runs", {})
         run_id = self.tracker.open_run(
             name=f"control {name}", role="control", study=self.study_id, parent=self.run_id,
@@ -153,7 +153,7 @@ class Agent:
         self.ledger.set("controls", {**self.ledger.get("controls", {}), key: {
             "name": name, "run_id": run_id, "result": result.as_json()}})
         self.tracker.end_run(run_id, "FINISHED")
-        self.screen.trial_done(self.line(number, "control", {**settings, "prune.criterion": name},
+        self.screen.trial_done(self.line(number, "control", {**settings, "criterion": name},
                                          result))
         return result
 

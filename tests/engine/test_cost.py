@@ -1,0 +1,142 @@
+"""Counts against PyTorch's own counter, the live model, and numbers of the literature."""
+
+from itertools import pairwise
+
+import nets
+import pytest
+import torch
+from torch import nn
+from torchvision.models import vgg16
+
+from engine.by_hand import counted_macs, num_parameters, random_plan, snapshot, traced
+from harness.engine.cost import Cost, Product, macs_by_layer
+from harness.engine.graph import Graph, trace
+from harness.engine.surgery import cut
+from harness.models import build
+
+every_net = pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
+
+
+def known(name: str) -> nets.Net:
+    """A small version of one of our networks, at a tiny input."""
+    def net() -> nets.Made:
+        width = 1.0 if name == "mobilenet_v2" else 0.125
+        return nets.made(lambda: build(name, num_classes=4, in_channels=3, width=width,
+                                       input_size=32), (2, 3, 32, 32))
+    net.__name__ = name
+    return net
+
+
+KNOWN = tuple(known(name) for name in ("vgg11", "vgg16_bn", "resnet18", "mobilenet_v2", "unet"))
+
+
+def check(model: nn.Module, example: tuple[torch.Tensor, ...], cost: Cost) -> None:
+    assert cost.macs == counted_macs(model, example)
+    assert cost.flops == 2 * cost.macs
+    assert cost.params == num_parameters(model)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert cost.bytes == sum(t.numel() * t.element_size() for t in tensors)
+    assert cost.size_mb == cost.bytes / 1e6
+    for field in ("macs", "params", "filters"):
+        assert getattr(cost, field) == sum(getattr(layer, field) for layer in cost.layers)
+
+
+@pytest.mark.parametrize("net", [*nets.ALL, *KNOWN], ids=nets.name)
+def test_counts_are_those_of_the_model_whole_and_cut(net: nets.Net) -> None:
+    model, example, graph = traced(net)
+    check(model, example, graph.cost())
+    assert graph.cost() == graph.cost(graph.whole())
+    plan = random_plan(graph, seed=0)
+    cut(model, graph.whole(), plan)
+    check(model, example, graph.cost(plan))
+
+
+@every_net
+def test_filters_are_output_channels_of_convolutions(net: nets.Net) -> None:
+    model, _, graph = traced(net)
+    if isinstance(model, nets.Functional | nets.Tied | nets.Autoencoder):
+        pytest.skip("its convolutions are not its modules")
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+    def filters() -> int:
+        return sum(m.out_channels for m in model.modules() if isinstance(m, kinds))
+
+    assert graph.cost().filters == filters()
+    removed = sum(int(group.filters[0]) for group in graph.groups)
+    plan = graph.plan({g.name: range(1, g.channels) for g in graph.groups})
+    cut(model, graph.whole(), plan)
+    assert graph.cost(plan).filters == filters() == graph.cost().filters - removed
+
+
+@pytest.fixture(scope="module")
+def vgg() -> Graph:
+    """VGG-16 with two classes at 224 x 224; on the meta device it needs no memory."""
+    with torch.device("meta"):
+        model, example = vgg16(num_classes=2), torch.empty(1, 3, 224, 224)
+    return trace(model, example)
+
+
+def test_vgg16_has_the_counts_of_the_literature(vgg: Graph) -> None:
+    """4224 filters, 15.35 G MACs in its convolutions, 134,268,738 parameters with two classes."""
+    cost = vgg.cost()
+    assert cost.filters == 4224
+    assert cost.params == 134_268_738
+    convolutions = {c.layer: c.macs for c in cost.layers if c.layer.startswith("features")}
+    assert sum(convolutions.values()) == 15_346_630_656
+    assert convolutions["features.0"] == 224 * 224 * 64 * 3 * 9
+    assert cost.macs - 15_346_630_656 == 25088 * 4096 + 4096 * 4096 + 4096 * 2
+    assert cost.size_mb == 4 * 134_268_738 / 1e6
+
+
+def test_half_of_vgg16_is_counted_by_formula(vgg: Graph) -> None:
+    plan = vgg.plan({g.name: range(0, g.channels, 2) for g in vgg.groups})
+    cost = vgg.cost(plan)
+    widths = [3, 32, 32, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256]
+    maps = [224, 224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14]
+    macs = sum(m * m * a * b * 9 for (a, b), m in zip(pairwise(widths), maps, strict=True))
+    linear = [(256 * 49, 2048), (2048, 2048), (2048, 2)]
+    assert cost.filters == 2112
+    assert cost.macs == macs + sum(a * b for a, b in linear)
+    assert cost.params == (sum(a * b * 9 + b for a, b in pairwise(widths))
+                           + sum(a * b + b for a, b in linear))
+
+
+def test_counts_are_per_example() -> None:
+    """A larger batch costs the same for each example."""
+    model, example = nets.channels_last()
+    assert isinstance(example, torch.Tensor)
+    one, five = trace(model, example[:1]), trace(model, torch.randn(5, 3, 8, 8))
+    assert one.cost() == five.cost()
+
+
+def test_products_of_activations_are_counted() -> None:
+    """Attention of T tokens, E wide: four projections of T x E x E, and twice T x T x E."""
+    model, example = nets.REFUSED["attention"][0]()
+    graph = trace(model, example)
+    tokens, width = 64, 8
+    by_operator = macs_by_layer(graph.products, {n: 0 for n in graph.shapes})
+    assert by_operator["aten.scaled_dot_product_attention"] == 2 * tokens * tokens * width
+    rest = {"first": 64 * 8 * 27, "second": 64 * 6 * 8, "head.2": 6 * 4}
+    assert graph.cost().macs == (sum(rest.values()) + 4 * tokens * width * width
+                                 + 2 * tokens * tokens * width)
+
+
+def test_what_is_not_counted_is_listed() -> None:
+    _, _, graph = traced(nets.chain)
+    assert graph.cost().uncounted == {"aten.batch_norm": 2, "aten.relu_": 2, "aten.max_pool2d": 1,
+                                      "aten.adaptive_avg_pool2d": 1, "aten.flatten": 1}
+
+
+def test_a_product_counts_its_uses() -> None:
+    assert Product("a", "conv", "a.weight", 10, 0).count({"a.weight": 7}) == 70
+    assert Product("", "matmul", None, 0, 33).count({}) == 33
+    products = [Product("a", "conv", "a.weight", 10, 0), Product("a", "conv", "a.weight", 1, 0)]
+    assert macs_by_layer(products, {"a.weight": 7}) == {"a": 77}
+
+
+def test_counting_changes_nothing() -> None:
+    model, example, graph = traced(nets.residual)
+    model(*example).sum().backward()
+    before = snapshot(model)
+    graph.cost(random_plan(graph, seed=0))
+    assert snapshot(model) == before

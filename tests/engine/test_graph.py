@@ -1,0 +1,236 @@
+"""Which channels live and die together, what is refused and why, and what a plan says."""
+
+import nets
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from engine.by_hand import snapshot, traced
+from harness.engine.graph import Graph, Slice, _components, trace
+from harness.errors import GraphError
+
+
+def part(graph: Graph, group: str, tensor: str, dim: int) -> Slice:
+    (found,) = [s for s in graph[group].slices if (s.tensor, s.dim) == (tensor, dim)]
+    return found
+
+
+def writers(graph: Graph) -> dict[str, set[str]]:
+    return {group.name: set(group.layers) for group in graph.groups}
+
+
+def test_a_chain_has_a_group_a_layer_and_a_frozen_output() -> None:
+    _, _, graph = traced(nets.chain)
+    assert writers(graph) == {"0.0": {"0.0"}, "2.0": {"2.0"}}
+    assert graph.frozen == {"3.2": "output of the network"}
+    slices = {(s.tensor, s.dim): s.roles for s in graph["0.0"].slices}
+    vectors = ("weight", "bias", "running_mean", "running_var")
+    affine = {(f"0.1.{n}", 0): {"affine"} for n in vectors}
+    assert slices == {("0.0.weight", 0): {"writer"}, ("2.0.weight", 1): {"reader"}, **affine}
+
+
+def test_what_is_added_lives_and_dies_together() -> None:
+    _, _, graph = traced(nets.residual)
+    assert writers(graph) == {
+        "0.0": {"0.0", "1.second.0"}, "1.first.0": {"1.first.0"}, "2.first.0": {"2.first.0"},
+        "2.second.0": {"2.second.0", "2.around"}}
+
+
+def test_filters_of_a_group_count_every_convolution_that_writes_it() -> None:
+    """A residual group of two convolutions counts two for a channel; a linear layer counts none."""
+    _, _, residual = traced(nets.residual)
+    assert residual["0.0"].filters.tolist() == [2] * 8
+    _, _, flat = traced(nets.flatten)
+    assert flat["3"].filters.tolist() == [0] * 10
+    _, _, double = traced(nets.depthwise_multiplier)
+    assert double["0.0"].filters.tolist() == [1 + 2] * 5
+    _, _, unet = traced(nets.unet_transposed)
+    assert unet["up"].filters.tolist() == [1] * 5
+    _, _, unequal = traced(nets.sum_with_concat)  # 4 + 6 beside each other, 10 that meet them
+    assert unequal["a"].filters.tolist() == [2] * 10
+
+
+def test_concatenation_shifts_the_columns_of_the_reader() -> None:
+    _, _, graph = traced(nets.dense_concat)  # stem 6, then 4, 4, 4
+    assert part(graph, "convs.0", "convs.2.weight", 1).channel.tolist() == [
+        *[-1] * 6, 0, 1, 2, 3, *[-1] * 4]
+    assert part(graph, "stem", "norms.2.running_var", 0).channel.tolist() == [
+        0, 1, 2, 3, 4, 5, *[-1] * 8]
+    _, _, unet = traced(nets.unet_transposed)  # the skip of 6 first, then the 5 that came up
+    assert part(unet, "up", "join.0.weight", 1).channel.tolist() == [*[-1] * 6, 0, 1, 2, 3, 4]
+
+
+def test_flattening_gives_each_channel_a_block_of_columns() -> None:
+    _, _, graph = traced(nets.flatten)  # 6 channels of 4 x 4
+    expected = [c for c in range(6) for _ in range(16)]
+    assert part(graph, "0.0", "3.weight", 1).channel.tolist() == expected
+
+
+def test_depthwise_filters_go_with_their_input_channel() -> None:
+    _, _, graph = traced(nets.depthwise_multiplier)
+    depthwise = part(graph, "0.0", "1.0.weight", 0)
+    assert depthwise.roles == {"writer"}
+    assert depthwise.channel.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_groups_of_a_grouped_convolution_lose_the_same_positions() -> None:
+    _, _, graph = traced(nets.grouped)  # 8 -> 12 in 4 groups -> 6 in 2 groups
+    assert graph["0.0"].channels == 2  # 8 inputs in 4 groups
+    assert part(graph, "0.0", "0.0.weight", 0).channel.tolist() == [0, 1] * 4
+    assert part(graph, "1.0", "1.0.weight", 0).channel.tolist() == [0, 1, 2] * 4
+
+
+def test_a_transposed_convolution_writes_its_second_dimension() -> None:
+    _, _, graph = traced(nets.unet_transposed)
+    assert part(graph, "up", "up.weight", 1).roles == {"writer"}
+    assert part(graph, "middle.0", "up.weight", 0).roles == {"reader"}
+
+
+def test_a_depthwise_layer_over_a_concatenation_does_not_couple_its_sources() -> None:
+    _, _, graph = traced(nets.depthwise_over_concat)
+    assert writers(graph) == {"a": {"a", "over.0"}, "b.0": {"b.0", "over.0"}}
+    assert graph["a"].channels == 4
+    assert graph["b.0"].channels == 6
+
+
+def test_one_weight_used_twice_is_one_slice() -> None:
+    _, _, shared = traced(nets.shared_module)
+    assert writers(shared) == {"stem.0": {"stem.0", "again"}}
+    assert part(shared, "stem.0", "again.weight", 1).roles == {"reader"}
+    _, _, tied = traced(nets.tied_weights)
+    assert writers(tied) == {"stem.0": {"stem.0", "one"}}
+    assert tied.names["one.weight"] == ("one.weight", "two.weight")
+    plan = tied.plan({"stem.0": [1, 4]})
+    assert plan.parameters["two.weight"][1].tolist() == [1, 4]
+    _, _, transposed = traced(nets.tied_transposed)
+    assert part(transposed, "encode", "encode.weight", 0).roles == {"writer", "reader"}
+
+
+def test_what_only_training_runs_is_traced_too() -> None:
+    _, _, graph = traced(nets.auxiliary_head)
+    assert ("aux.0.0.weight", 1) in {(s.tensor, s.dim) for s in graph["stem.0"].slices}
+    assert graph.frozen["aux.2"] == "output of the network"
+    assert graph.notes == ()
+
+
+def test_a_layer_that_cannot_be_cut_at_all_is_listed() -> None:
+    _, _, graph = traced(nets.depthwise_on_input)
+    assert graph.frozen["0.0"] == "its filters go with an input that cannot be cut"
+
+
+@pytest.mark.parametrize("case", nets.REFUSED)
+def test_what_is_not_understood_is_refused_by_name(case: str) -> None:
+    net, group, reason = nets.REFUSED[case]
+    graph = trace(*net())
+    assert reason in graph.frozen[group]
+    assert group not in {g.name for g in graph.groups}
+
+
+@pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
+def test_every_convolution_is_in_a_group_or_refused(net: nets.Net) -> None:
+    """Nothing is left out in silence."""
+    _, _, graph = traced(net)
+    written = {layer for group in graph.groups for layer in group.layers}
+    for weight in graph.convolutions:
+        layer = weight.rpartition(".")[0] or weight
+        assert layer in written or layer in graph.frozen, layer
+
+
+def test_tracing_changes_nothing() -> None:
+    """Weights, statistics, gradients, modes and the random generator are as before."""
+    model, example = nets.auxiliary_head()
+    model.stem.train()  # type: ignore[union-attr]
+    modes = [m.training for m in model.modules()]
+    before, generator = snapshot(model), torch.get_rng_state()
+    trace(model, example)
+    assert snapshot(model) == before
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+class Undecided(nn.Module):
+    """Looks at values: a graph cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_network_that_cannot_be_traced_is_an_error_with_its_name() -> None:
+    with pytest.raises(GraphError, match="cannot trace Undecided"):
+        trace(Undecided(), torch.ones(2, 3))
+
+
+class UndecidedInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.training and x.sum() > 0:
+            x = -x
+        out: Tensor = self.last(x)
+        return out
+
+
+def test_a_train_mode_that_cannot_be_traced_is_noted() -> None:
+    graph = trace(UndecidedInTraining(), torch.ones(2, 4))
+    assert [g.name for g in graph.groups] == ["first"]
+    (note,) = graph.notes
+    assert "train-mode" in note
+
+
+def test_a_plan_keeps_original_channels_in_order() -> None:
+    _, _, graph = traced(nets.chain)
+    plan = graph.plan({"0.0": [5, 2, 5]})
+    assert plan.as_json() == {"0.0": [2, 5], "2.0": [0, 1, 2, 3, 4, 5]}
+    assert {n: {d: k.tolist() for d, k in dims.items()} for n, dims in plan.parameters.items()} == {
+        "0.0.weight": {0: [2, 5]}, "2.0.weight": {1: [2, 5]},
+        **{f"0.1.{n}": {0: [2, 5]} for n in ("weight", "bias", "running_mean", "running_var")}}
+    assert plan == graph.plan({"0.0": torch.tensor([2, 5])})
+    assert plan != graph.whole()
+
+
+def test_a_plan_that_cannot_be_is_an_error() -> None:
+    _, _, graph = traced(nets.chain)
+    with pytest.raises(GraphError, match=r"'3\.2' cannot be cut: output of the network"):
+        graph.plan({"3.2": [0]})
+    with pytest.raises(GraphError, match="'nowhere' cannot be cut: no such group"):
+        graph.plan({"nowhere": [0]})
+    for wrong in ([], [8], [-1]):
+        with pytest.raises(GraphError, match="has channels 0 to 7, at least one must stay"):
+            graph.plan({"0.0": wrong})
+
+
+def test_a_plan_may_not_empty_one_of_several_writers() -> None:
+    """Of ten channels four are written by `a`: they may not all go, though six would stay."""
+    _, _, graph = traced(nets.sum_with_concat)
+    with pytest.raises(GraphError, match=r"leaves nothing of a\.weight"):
+        graph.plan({"a": range(4, 10)})
+
+
+def test_a_frozen_group_is_no_longer_cut() -> None:
+    _, _, graph = traced(nets.chain)
+    frozen = graph.freeze({"0.0": "because"})
+    assert [g.name for g in frozen.groups] == ["2.0"]
+    assert frozen.frozen["0.0"] == "because"
+    assert [g.name for g in graph.groups] == ["0.0", "2.0"]
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(st.integers(1, 30).flatmap(lambda n: st.tuples(
+    st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40))))
+def test_ties_are_solved_as_a_union_find_does(case: tuple[int, list[tuple[int, int]]]) -> None:
+    size, pairs = case
+    parent = list(range(size))
+
+    def root(i: int) -> int:
+        return i if parent[i] == i else root(parent[i])
+
+    for a, b in pairs:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+    edges = [(torch.tensor([a]), torch.tensor([b])) for a, b in pairs]
+    assert _components(size, edges).tolist() == [root(i) for i in range(size)]
