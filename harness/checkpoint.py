@@ -69,7 +69,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise ModelError(f"no file {path}.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ModelError(f"{path} is not a pruned network of ours, or is broken: {error}") from error
+        raise ModelError(
+            f"{path} is not a pruned network of ours, or is broken: {error}") from error
 
 
 def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
@@ -96,7 +97,8 @@ def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Ten
             tensor.copy_(tensors[name])
 
 
-def rebuilt(template: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor]) -> nn.Module:
+def rebuilt(template: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor],
+            ) -> nn.Module:
     """The same on a copy; the template stays whole."""
     module = copy.deepcopy(template)
     rebuild(module, parameters, tensors)

@@ -26,30 +26,18 @@ def _given(_: click.Context, __: click.Parameter, value: Any) -> Any:
     return None if value == "" else value
 
 
-class Number(click.ParamType):
-    """A number, or nothing."""
-
-    name = "number"
-
-    def __init__(self, kind: type, least: float) -> None:
-        self._kind, self._least = kind, least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "" or value is None:
-            return None
-        try:
-            number = self._kind(value)
-        except ValueError:
-            self.fail(f"'{value}' is not {'an integer' if self._kind is int else 'a number'}",
-                      param, ctx)
-        if not number >= self._least:
-            self.fail(f"{value} must be at least {self._least:g}", param, ctx)
-        return number
+def _count(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A whole number of at least 1, or nothing."""
+    if not value:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"'{value}' must be a whole number of at least 1.", param=param)
+    return int(value)
 
 
 def _home(function: Any) -> Any:
     return click.option("--home", callback=_given, metavar="FOLDER",
-                        help="Where studies, stages and exports lie. [HARNESS_HOME, ./runs]")(function)
+                        help="Folder of studies, stages, exports. [HARNESS_HOME, ./runs]")(function)
 
 
 def _set(function: Any) -> Any:
@@ -65,8 +53,8 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--profile", callback=_given, help="A short or long form that the study names: smoke.")
-@click.option("--trials", type=Number(int, 1), help="How many different settings to finish.")
+@click.option("--profile", callback=_given, help="A form that the study names, such as smoke.")
+@click.option("--trials", callback=_count, help="How many different settings to finish.")
 @click.option("--config", callback=_given, help="Another run configuration: a name or a file.")
 @click.option("--storage", callback=_given, metavar="URL",
               help="Optuna storage. [sqlite in the home]")
@@ -76,7 +64,8 @@ def study(name: str, profile: str | None, trials: int | None, config: str | None
           storage: str | None, overrides: Sequence[str], home: str | None) -> None:
     """Run a study, go on with it, or show what it found.
 
-    NAME is a file, or the name of one in studies/. Example: harness study vgg16_budget --profile smoke
+    NAME is a file, or the name of one in studies/.
+    Example: harness study vgg16_budget --profile smoke
     """
     from harness.console import Console, StudyScreen
     from harness.sweep.conduct import conduct
@@ -239,7 +228,7 @@ def export(name: str, format_: str, out: str | None, home: str | None) -> None:
 
 
 @cli.command()
-@click.option("--port", type=Number(int, 1), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @_home
 def ui(port: int, home: str | None) -> None:
     """Start MLflow's pages, light, on 127.0.0.1, and print the links of the studies."""

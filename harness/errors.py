@@ -20,7 +20,7 @@ from difflib import get_close_matches
 
 
 class HarnessError(Exception):
-    """Root of all errors that tell a person what to do; its text stands alone, without a traceback."""
+    """Root of all errors that tell a person what to do; the text needs no traceback."""
 
 
 class ConfigError(HarnessError):

@@ -26,6 +26,7 @@ from harness.engine.selection import Floors
 from harness.errors import ModelError
 from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
+from harness.plugins import is_reference, load_object
 from harness.runtime import bits, device_of, seed_of, seeded, settle
 from harness.store import Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
@@ -142,7 +143,7 @@ class Experiment:
 
     def place(self, module: nn.Module) -> nn.Module:
         """Where and how networks run here."""
-        return module.to(self.device, memory_format=MEMORY_FORMATS[self.config.memory_format])
+        return module.to(self.device).to(memory_format=MEMORY_FORMATS[self.config.memory_format])
 
     def trial(self, config: RunConfig, *, macs: int | None = None, budget: int | None = None,
               on_step: Callable[[Step], None] = lambda step: None) -> Trial:
@@ -234,11 +235,13 @@ def describe(config: RunConfig) -> tuple[Cost, tuple[str, ...], Mapping[str, str
 def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
     """A run's pruning settings as a trajectory takes them."""
     prune = config.prune
+    own = is_reference(prune.criterion)
+    criterion = load_object(prune.criterion, "criterion") if own else prune.criterion
     return Settings(
         filters_per_step=prune.filters_per_step, macs=macs,
-        percentage=100.0 if macs is not None else prune.percentage, criterion=prune.criterion,
-        normalize=prune.normalize, ranking=prune.ranking, floors=Floors(**prune.floors.model_dump()),
-        round_to=prune.round_to, certify=prune.certify, seed=config.seed)
+        percentage=100.0 if macs is not None else prune.percentage, criterion=criterion,
+        normalize=prune.normalize, ranking=prune.ranking,
+        floors=Floors(**prune.floors.model_dump()), round_to=prune.round_to, certify=prune.certify, seed=config.seed)
 
 
 def recipe_of(section: Any) -> training.Recipe:

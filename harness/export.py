@@ -53,7 +53,7 @@ def export(module: nn.Module, inputs: Tensor, path: Path, *, format: str, parame
     difference = max(_difference(module, run, batch) for batch in (inputs, inputs[:1]))
     if not difference <= TOLERANCE:
         path.unlink(missing_ok=True)
-        raise ExportError(f"{path}: the file's outputs differ from the network's by {difference:.2g} "
+        raise ExportError(f"{path}: its outputs differ from the network's by {difference:.2g} "
                           f"of the largest output (tolerance {TOLERANCE:.0e}). It was deleted.")
     return Exported(path, format, path.stat().st_size, difference)
 
@@ -88,7 +88,8 @@ def _onnx(module: nn.Module, inputs: Tensor, path: Path, metadata: Mapping[str, 
     model = onnx.load(path)
     for key, value in metadata.items():
         entry = model.metadata_props.add()
-        entry.key, entry.value = f"harness.{key}", value if isinstance(value, str) else json.dumps(value)
+        entry.key = f"harness.{key}"
+        entry.value = value if isinstance(value, str) else json.dumps(value)
     onnx.save(model, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda batch: torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])

@@ -33,7 +33,9 @@ class Journal:
                    **self.counted(step.cost)}
         made = int(facts["made_ms"])
         points = [Point(key, value, step.number, made) for key, value in metrics.items()]
-        self.tracker.log_points(self.run_id, points + (self._rows(step.stage) if step.number else []))
+        if step.number:  # the epochs of step 0 are the baseline's
+            points += self._rows(step.stage)
+        self.tracker.log_points(self.run_id, points)
 
     def final(self, stage: Stage, cost: Cost, *, test_accuracy: float | None = None) -> None:
         """The run's result, as metrics without a step."""

@@ -273,8 +273,8 @@ class StudyConfig(Section):
     """Name of the study; the file's, if not given."""
     config: str
     """Name or file of the run that is varied."""
-    kind: Literal["budget", "pareto"] = "budget"
-    """The highest accuracy within a budget, or the front of accuracy and FLOPs."""
+    kind: Literal["budget"] = "budget"
+    """The highest accuracy within a budget."""
     budget: Budget = Budget()
     """What the best network may cost."""
     space: Annotated[dict[str, Ladder], Field(min_length=1), Sorted]

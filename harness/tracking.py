@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import numpy
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Experiment, LoggedModel, Metric
     from mlflow.models import Model
     from PIL.Image import Image
     from torch import Tensor, nn
@@ -187,14 +187,8 @@ class MlflowTracker:
             if found is None:
                 location = None if place is None else str(place / _folder_name(experiment))
                 experiment_id = client.create_experiment(experiment, location)
-            elif found.lifecycle_stage == "deleted":
-                raise TrackingError(
-                    f"the experiment '{experiment}' was deleted in MLflow. Restore it: "
-                    f"mlflow experiments restore --experiment-id {found.experiment_id}, or remove "
-                    f"it for good: mlflow gc --experiment-ids {found.experiment_id} "
-                    f"(both with MLFLOW_TRACKING_URI={_shown(where)})."
-                )
             else:
+                _check_experiment(found, where)
                 experiment_id = found.experiment_id
         return cls(where, experiment, experiment_id, client)
 
@@ -394,14 +388,20 @@ class MlflowTracker:
                     await_creation_for=0,
                     model_id=model.model_id,
                 ).version
-            listed = json.dumps([{"name": name, "version": version}])
-            self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": listed})
+            self._list_version(model, {"name": name, "version": version})
             if description:
                 self.client.update_model_version(name, version, description)
             for key, value in (tags or {}).items():
                 self.client.set_model_version_tag(name, version, key, value)
             self.client.set_registered_model_alias(name, alias, version)
         return str(version)
+
+    def _list_version(self, model: LoggedModel, entry: Mapping[str, object]) -> None:
+        # What the pages of a model lead to; MLflow's client leaves it to the caller.
+        listed = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
+        if entry not in listed:
+            tag = json.dumps([*listed, entry])
+            self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": tag})
 
     def save_view(self, key: str, value: str) -> str:
         with _told("save the view"):
@@ -763,9 +763,6 @@ def resolve_uri(uri: str | None) -> str:
     import mlflow
 
     where = uri or mlflow.get_tracking_uri()
-    if not uri and "MLFLOW_TRACKING_URI" not in os.environ:
-        # MLflow writes its default like an address, a space as %20, but opens it like a path.
-        where = unquote(where)
     path = _sqlite_path(where)
     if path is None:
         return where
@@ -827,7 +824,7 @@ def _alone_with(uri: str) -> Iterator[None]:
     # One lock file a user: another user's file in the shared folder could not be opened.
     path = Path(tempfile.gettempdir()) / f"harness-mlflow-{os.getuid()}-{digest}.lock"
     with path.open("w") as file:
-        pass
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -893,7 +890,11 @@ def _sqlite_path(uri: str) -> Path | None:
     if not uri.startswith("sqlite:///"):
         return None
     name = uri.removeprefix("sqlite:///").partition("?")[0]
-    return Path(name).absolute() if name and name != ":memory:" else None
+    if not name or name == ":memory:":
+        return None
+    # MLflow writes its default as an address, a space as %20, but opens it as it is written.
+    plain = Path(unquote(name)).absolute()
+    return plain if plain.parent.is_dir() else Path(name).absolute()
 
 
 def _is_http(uri: str) -> bool:
@@ -902,6 +903,23 @@ def _is_http(uri: str) -> bool:
 
 def _is_database(uri: str) -> bool:
     return urlsplit(uri).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql")
+
+
+def _check_experiment(found: Experiment, uri: str) -> None:
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the experiment '{found.name}' was deleted in MLflow. Restore it: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}, or remove it for "
+            f"good: mlflow gc --experiment-ids {found.experiment_id} "
+            f"(both with MLFLOW_TRACKING_URI={_shown(uri)})."
+        )
+    if found.artifact_location.startswith("mlflow-artifacts:") and not _is_http(uri):
+        raise TrackingError(
+            f"the experiment '{found.name}' was made through an MLflow server, which alone can "
+            "write its files. Set MLFLOW_TRACKING_URI to that server's address (http://...), or "
+            f"rename it: mlflow experiments rename --experiment-id {found.experiment_id} "
+            f"--new-name NAME (with MLFLOW_TRACKING_URI={_shown(uri)})."
+        )
 
 
 def _artifact_place(uri: str, home: Path) -> Path | None:

@@ -98,7 +98,7 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} after epoch {epoch + 1} of {recipe.epochs} "
                                 f"(learning rate {recipe.lr}). Lower the learning rate.")
-        rows.append(Epoch(mean, schedule.get_last_lr()[0], validate(model.eval())))
+        rows.append(Epoch(mean, float(schedule.get_last_lr()[0]), validate(model.eval())))
         on_epoch(epoch + 1, recipe.epochs)
     model.eval()
     return rows
@@ -106,7 +106,7 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
 
 def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
             ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled, augmented epoch. A last batch of one is left out: it has no batch statistics."""
+    """One shuffled, augmented epoch. A last batch of one is left out: it has no statistics."""
     order = torch.randperm(len(examples.targets), generator=generator)
     for start, end in _cuts(len(order), recipe.batch_size):
         chosen = order[start:end].to(examples.targets.device)

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from harness.checkpoint import rebuild, rebuilt, state_of
@@ -31,6 +30,8 @@ from harness.runtime import seed_of
 from harness.store import NoStore, Record, Store, key_of
 
 Observe = Callable[[], AbstractContextManager[object]]
+Made = tuple[nn.Module, "list[EpochRow]", dict[str, Any]]  # network, its epochs, more facts
+Make = Callable[[], Made]
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Lab:
     def first(self, key: str, train: Callable[[nn.Module], list[EpochRow]]) -> Stage:
         """The baseline: found by its key, or made by `train` from the template."""
 
-        def make() -> tuple[nn.Module, list[EpochRow], dict[str, Any]]:
+        def make() -> Made:
             model = self._place(copy.deepcopy(self.template))
             return model, train(model), {}
 
@@ -179,7 +180,7 @@ class Lab:
         key = key_of({"parent": parent.key, "kind": "step", "kept": digest(plan),
                       "retrain": self.work.identity["retrain"], "gather": gather})
 
-        def make() -> tuple[nn.Module, list[EpochRow], dict[str, Any]]:
+        def make() -> Made:
             model = self.model(parent)
             culprits, certificate = try_cut(model, self.graph, parent.plan, plan, self._probe(),
                                             certify_cut=settings.certify)
@@ -210,7 +211,7 @@ class Lab:
         """The long final fine-tune, train(model, seed): a leaf, from which nothing else starts."""
         key = key_of({"parent": parent.key, "kind": "finetune", "finetune": dict(recipe)})
 
-        def make() -> tuple[nn.Module, list[EpochRow], dict[str, Any]]:
+        def make() -> Made:
             model = self.model(parent)
             return model, train(model, seed_of(key)), {}
 
@@ -243,8 +244,7 @@ class Lab:
                 self.store.put(key, record)
         return _unpack_activity(record)
 
-    def _stage(self, key: str, plan: Plan,
-               make: Callable[[], tuple[nn.Module, list[EpochRow], dict[str, Any]]]) -> Stage:
+    def _stage(self, key: str, plan: Plan, make: Make) -> Stage:
         """Look, lock, look again, make, keep."""
         with self.store.making(key):
             record = self.store.get(key)
@@ -266,8 +266,7 @@ class Lab:
                    if n.startswith("model/")}
         return Stage(key, plan, weights, _unpack_activity(record), record.facts, reused)
 
-    def _made(self, plan: Plan,
-              make: Callable[[], tuple[nn.Module, list[EpochRow], dict[str, Any]]]) -> Record:
+    def _made(self, plan: Plan, make: Make) -> Record:
         start = time.perf_counter()
         model, rows, extra = make()
         activity = extra.pop("_activity", {})
@@ -276,15 +275,16 @@ class Lab:
         else:
             accuracy, loss = self.work.evaluate(model)
         more_facts, more_tensors = _pack_activity(activity)
-        facts = {"kept": plan.as_json(), "accuracy": accuracy, "loss": loss, "accuracy_cut": accuracy,
-                 "epochs": [asdict(r) for r in rows], "latency_ms": self.work.latency(model),
+        facts = {"kept": plan.as_json(), "accuracy": accuracy, "loss": loss,
+                 "accuracy_cut": accuracy, "epochs": [asdict(r) for r in rows], "latency_ms": self.work.latency(model),
                  "seconds": time.perf_counter() - start, "made_ms": int(1000 * time.time()),
                  **extra, **more_facts}
         tensors = {f"model/{n}": t for n, t in state_of(model).items()}
         return Record(facts, {**tensors, **more_tensors})
 
     def _merges(self, settings: Settings) -> bool:
-        return settings.ranking == "merged" and criterion_of(settings.criterion).needs == "activity"
+        needs = criterion_of(settings.criterion).needs
+        return settings.ranking == "merged" and needs == "activity"
 
     def _probe(self) -> Example:
         device = next(self._place(nn.Linear(1, 1)).parameters()).device

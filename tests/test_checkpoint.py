@@ -63,11 +63,12 @@ def test_the_file_says_what_it_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "words"), [
     ("missing", "3.bias is missing"), ("shape", r"6.weight has shape \(3, 1\)"),
-    ("nan", "0.bias holds numbers that are not finite"), ("surplus", "extra is not in the network")])
+    ("nan", "0.bias holds numbers that are not finite"),
+    ("surplus", "extra is not in the network")])
 def test_weights_that_do_not_fit_are_refused_and_nothing_is_touched(
         tmp_path: Path, damage: str, words: str) -> None:
     path = tmp_path / "net.safetensors"
-    model, _ = pruned(path)
+    pruned(path)
     found = read_checkpoint(path)
     tensors = dict(found.tensors)
     if damage == "missing":
@@ -78,7 +79,8 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_touched(
         tensors["0.bias"] = torch.full_like(tensors["0.bias"], float("nan"))
     else:
         tensors["extra"] = torch.zeros(1)
-    kept = {n: {str(d): i.tolist() for d, i in dims.items()} for n, dims in found.parameters.items()}
+    kept = {n: {str(d): i.tolist() for d, i in dims.items()}
+            for n, dims in found.parameters.items()}
     save_file(tensors, path, metadata={"parameters": json.dumps(kept), "metadata": "{}"})
     fresh = net()
     before = {n: t.clone() for n, t in fresh.state_dict().items()}

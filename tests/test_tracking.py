@@ -31,6 +31,7 @@ from harness.tracking import (
     Tracker,
     launcher,
     link_launcher,
+    resolve_uri,
     serve,
     view_link,
 )
@@ -51,9 +52,9 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with its tables: making them takes seconds, copying them does not."""
     folder = tmp_path_factory.mktemp("store")
     MlflowTracker.open(f"sqlite:///{folder}/mlflow.db", "unused", folder)
-    with closing(sqlite3.connect(folder / "mlflow.db")) as made:
-        with closing(sqlite3.connect(folder / "copy.db")) as copy:
-            made.backup(copy)
+    made, copy = (sqlite3.connect(folder / name) for name in ("mlflow.db", "copy.db"))
+    with closing(made), closing(copy):
+        made.backup(copy)
     return folder / "copy.db"
 
 
@@ -127,7 +128,7 @@ class TestEveryTracker:
         assert tracker.status("0" * 32) == MISSING
 
     def test_a_run_that_never_was_cannot_go_on(self, tracker: AnyTracker) -> None:
-        with pytest.raises(TrackingError, match="MLflow could not .*0000"):
+        with pytest.raises(TrackingError, match=r"MLflow could not .*0000"):
             opened(tracker, run_id="0" * 32)
 
     def test_equal_params_are_left_and_new_ones_join(self, tracker: AnyTracker) -> None:
@@ -137,7 +138,7 @@ class TestEveryTracker:
 
     def test_another_value_of_a_param_is_refused_by_name(self, tracker: AnyTracker) -> None:
         run_id = opened(tracker, params={"lr": 0.1, "epochs": 3})
-        with pytest.raises(TrackingError, match="lr is '0.1', not '0.2'.*Start a new run"):
+        with pytest.raises(TrackingError, match=r"lr is '0.1', not '0.2'.*Start a new run"):
             opened(tracker, run_id=run_id, params={"lr": 0.2, "epochs": 3})
 
     def test_a_whole_configuration_of_params_is_kept(self, tracker: AnyTracker) -> None:
@@ -187,7 +188,7 @@ class TestEveryTracker:
         }
 
     def test_a_table_of_unequal_columns_is_refused(self, tracker: AnyTracker) -> None:
-        with pytest.raises(TrackingError, match="equally long.*'a': 1, 'b': 2"):
+        with pytest.raises(TrackingError, match=r"equally long.*'a': 1, 'b': 2"):
             tracker.log_table(opened(tracker), {"a": [1], "b": [1, 2]}, "t.json")
 
     def test_json_comes_back_as_it_was(self, tracker: AnyTracker) -> None:
@@ -224,7 +225,7 @@ class TestRunsInMlflow:
         run_id = opened(mlflow_tracker)
         mlflow_tracker.client.delete_run(run_id)
         assert mlflow_tracker.status(run_id) == MISSING
-        with pytest.raises(TrackingError, match="could not open the run trial 1.*deleted"):
+        with pytest.raises(TrackingError, match=r"could not open the run trial 1.*deleted"):
             opened(mlflow_tracker, run_id=run_id)
 
     def test_a_child_stands_under_its_parent(self, mlflow_tracker: MlflowTracker) -> None:
@@ -260,8 +261,11 @@ class TestRunsInMlflow:
         run_id = opened(mlflow_tracker)
         for _ in range(2):
             mlflow_tracker.log_data(run_id, name="digits", digest="f" * 64, context="training")
-        inputs = mlflow_tracker.client.get_run(run_id).inputs.dataset_inputs
-        assert [(one.dataset.name, one.dataset.digest) for one in inputs] == [("digits", "f" * 36)]
+        inputs = mlflow_tracker.client.get_run(run_id).inputs
+        assert inputs is not None
+        assert [(one.dataset.name, one.dataset.digest) for one in inputs.dataset_inputs] == [
+            ("digits", "f" * 36)
+        ]
 
     def test_the_view_shows_trials_controls_and_baseline_of_its_study_alone(
         self, mlflow_tracker: MlflowTracker
@@ -288,7 +292,7 @@ class TestRunsInMlflow:
         assert link == f"http://127.0.0.1:5001/{path}"
 
     def test_a_wrong_name_of_a_metric_is_told(self, mlflow_tracker: MlflowTracker) -> None:
-        with pytest.raises(TrackingError, match="could not write 1 points.*flops_%"):
+        with pytest.raises(TrackingError, match=r"could not write 1 points.*flops_%"):
             mlflow_tracker.log_points(opened(mlflow_tracker), [Point("flops_%", 1.0, 0, 0)])
 
 
@@ -374,6 +378,16 @@ class TestOpening:
         assert found.uri == f"sqlite:///{folder}/mlflow.db"
         assert found.client.get_experiment(found.experiment_id).name == "study"
 
+    def test_an_address_written_for_the_web_is_the_folder_that_is_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`mlflow run` hands on its own default with a space as %20."""
+        (tmp_path / "a folder").mkdir()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/a%20folder/mlflow.db")
+        assert resolve_uri(None) == f"sqlite:///{tmp_path}/a folder/mlflow.db"
+        other = f"sqlite:///{tmp_path}/b%20folder/mlflow.db"
+        assert resolve_uri(other) == other
+
     def test_the_environment_names_the_store(
         self, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -388,8 +402,15 @@ class TestOpening:
         self, mlflow_tracker: MlflowTracker, tmp_path: Path
     ) -> None:
         mlflow_tracker.client.delete_experiment(mlflow_tracker.experiment_id)
-        with pytest.raises(TrackingError, match="'study' was deleted.*experiments restore"):
+        with pytest.raises(TrackingError, match=r"'study' was deleted.*experiments restore"):
             MlflowTracker.open(mlflow_tracker.uri, "study", tmp_path)
+
+    def test_an_experiment_of_a_server_is_told(
+        self, mlflow_tracker: MlflowTracker, tmp_path: Path
+    ) -> None:
+        mlflow_tracker.client.create_experiment("theirs", "mlflow-artifacts:/7")
+        with pytest.raises(TrackingError, match=r"'theirs' was made through.*http://"):
+            MlflowTracker.open(mlflow_tracker.uri, "theirs", tmp_path)
 
     def test_a_file_that_is_no_store(self, tmp_path: Path) -> None:
         (tmp_path / "mlflow.db").write_text("not a store, but long enough to be looked at" * 100)

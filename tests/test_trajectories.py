@@ -156,7 +156,7 @@ def test_the_store_changes_no_bit(tmp_path: FilePath, criterion: str, ranking: s
 
 
 def test_trials_share_what_they_have_in_common(tmp_path: FilePath) -> None:
-    """A floor that does not bind changes nothing, so the longer trial begins where this one ends."""
+    """A floor that does not bind changes nothing: the longer trial begins as the short one."""
     short, long = Work(), Work()
     steps(FolderStore(tmp_path), short, Settings(6, 40, criterion="taylor"))
     walked, _ = steps(FolderStore(tmp_path), long, Settings(
@@ -211,7 +211,8 @@ def test_a_leaf_hangs_off_a_step_and_is_made_once(tmp_path: FilePath) -> None:
     again = made.leaf(step.stage, {"epochs": 1}, train)
     made.leaf(step.stage, {"epochs": 2}, train)
     assert len(seeds) == 2
-    assert again.reused and not leaf.reused
+    assert again.reused
+    assert not leaf.reused
     assert leaf.accuracy == 0.75
     torch.testing.assert_close(leaf.tensors["0.bias"], step.stage.tensors["0.bias"] + 1.0)
 

@@ -1,1 +1,1 @@
-"""Studies: which settings to try next, and trials that survive anything. The only door to Optuna."""
+"""Studies: which settings to try next, and trials that survive. The only door to Optuna."""

@@ -15,7 +15,7 @@ import optuna
 
 from harness import tracking
 from harness.config import RunConfig, Study, apply, flat, short, to_yaml
-from harness.console import Screen, TrialLine
+from harness.console import Screen, TrialLine, count, percent
 from harness.errors import HarnessError, StoreError, StudyError, TrackingError
 from harness.experiment import Experiment, Trial
 from harness.journal import Journal
@@ -232,8 +232,8 @@ class Agent:
 
     def _write_baseline(self) -> None:
         experiment, baseline = self.experiment, self.experiment.baseline
-        share = f"accuracy {100 * baseline.accuracy:.2f} %, {experiment.whole.macs / 1e6:.1f} M MACs"
-        self.screen.baseline(share + (" (from the store)" if baseline.reused else ""))
+        what = f"accuracy {percent(baseline.accuracy)}, {count(experiment.whole.macs)} MACs"
+        self.screen.baseline(what + (" (from the store)" if baseline.reused else ""))
         run_id = self.ledger.get("baseline_run")
         if run_id and self.tracker.status(run_id) == "FINISHED":
             return
@@ -257,7 +257,8 @@ class Agent:
         for trial, result in self.ledger.results():
             self.screen.trial_done(self.line(ordinal_of(trial), "trial", trial.params, result))
 
-    def line(self, number: int, role: str, settings: Mapping[str, Any], result: Result) -> TrialLine:
+    def line(self, number: int, role: str, settings: Mapping[str, Any],
+             result: Result) -> TrialLine:
         """A trial as the screen shows it."""
         return TrialLine(number, role, named(settings), "finished" if result.reached else "stopped",
                          result.last.accuracy, result.last.macs / self.experiment.whole.macs,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import Study, differences, fingerprint, flat, short
+from harness.config import Study, differences, fingerprint, identity, short
 from harness.console import Screen, count, percent
 from harness.errors import StudyError
 from harness.store import locked
@@ -119,7 +119,7 @@ def _alone(name: str, home: Path) -> Iterator[None]:
 def _say_what_changed(study: Study, name: str, url: str, home: Path, ledger: Ledger,
                       screen: Screen) -> None:
     """A changed file starts a new study: say so, and which keys differ from the last one."""
-    now = {**flat(study.config), **{f"config.{k}": v for k, v in flat(study.base).items()}}
+    now = identity(study)
     if ledger.get("settings") is None:
         ledger.set("settings", now)
         family = [n for n in study_names(url, home / "locks")

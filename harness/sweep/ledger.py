@@ -58,7 +58,7 @@ class Ledger:
         return tries <= MOST_TRIES
 
     def finish(self, trial: optuna.Trial, result: Result, budget: str, excess: float) -> None:
-        """Complete: the last step's accuracy is the value, its MACs over the budget the constraint."""
+        """Complete: value is the last step's accuracy, constraint its FLOPs over the budget."""
         trial.set_user_attr("result", result.as_json())
         trial.set_constraint(budget, excess)
         self.study.tell(trial, result.last.accuracy)

@@ -94,7 +94,7 @@ def effort_of(results: Iterable[Result], baseline_epochs: int) -> Effort:
 
 
 def best_within(results: Sequence[tuple[int, Result]], budget: float) -> tuple[int, Final] | None:
-    """(trial, network): the most accurate within `budget` MACs; of equals the cheaper, the first."""
+    """(trial, network): the most accurate within `budget` MACs; of equals the cheaper one."""
     found = [(number, final) for number, result in results for final in result.finals
              if final.macs <= budget]
     if not found:

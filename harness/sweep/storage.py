@@ -13,7 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from harness.errors import StudyError
 from harness.store import locked
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+REFUSALS = (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError)
 
 
 def open_study(name: str, url: str, locks: Path) -> optuna.Study:
@@ -26,7 +27,7 @@ def open_study(name: str, url: str, locks: Path) -> optuna.Study:
             storage = _storage(url)
             return optuna.create_study(study_name=name, storage=storage, load_if_exists=True,
                                        directions=[StudyDirection.MAXIMIZE])
-    except (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError) as error:
+    except REFUSALS as error:
         raise _cannot_open(url, error) from error
 
 
@@ -37,7 +38,7 @@ def study_names(url: str, locks: Path) -> list[str]:
     try:
         with locked(locks / "optuna.lock"):
             return [s.study_name for s in optuna.get_all_study_summaries(_storage(url))]
-    except (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError) as error:
+    except REFUSALS as error:
         raise _cannot_open(url, error) from error
 
 

@@ -1,0 +1,207 @@
+"""The certificate holds for right cuts, is broken by wrong ones, and can tell that it could fail."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import nets
+from engine.by_hand import random_plan, run, silenced, snapshot, traced
+from harness.engine.certificate import Certificate, certify
+from harness.engine.graph import Graph, Plan, Slice, trace
+from harness.engine.surgery import cut
+from harness.errors import SurgeryError
+
+
+def certified(model: nn.Module, graph: Graph, plan: Plan, example: tuple[Tensor, ...],
+              wrong: Plan | None = None) -> Certificate:
+    """Cut a copy by `wrong` (default: rightly) and certify it as cut by `plan`."""
+    small = copy.deepcopy(model)
+    cut(small, graph.whole(), wrong or plan)
+    return certify(model, small, graph, graph.whole(), plan, example)
+
+
+@pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
+def test_a_right_cut_is_certified(net: nets.Net) -> None:
+    """It holds, and a wrong one would have been noticed."""
+    model, example, graph = traced(net)
+    kept = {g.name: range(g.channels // 3, g.channels) for g in graph.groups}
+    if net is nets.sum_with_concat:
+        kept = {"a": [1, 2, 5, 6, 9]}
+    certificate = certified(model, graph, graph.plan(kept), example)
+    assert certificate.dtype == "float64"
+    assert certificate.difference <= 1e-12
+    assert certificate.certified
+
+
+def test_the_difference_is_measured_in_spreads_of_the_outputs() -> None:
+    """By hand: largest difference of any output, over the largest range of one over the batch."""
+    model, example, graph = traced(nets.chain)
+    plan, other = (graph.plan({"0.0": channels}) for channels in ([0, 1, 2], [1, 2, 3]))
+    small = copy.deepcopy(model)
+    cut(small, graph.whole(), other)
+    certificate = certify(model, small, graph, graph.whole(), plan, example)
+    (whole,), (expected,), (got,) = (run(m, example) for m in (model, silenced(model, plan), small))
+    spread = (whole.max(dim=0).values - whole.min(dim=0).values).max()
+    assert certificate.difference == pytest.approx(float((expected - got).abs().max() / spread))
+
+
+@pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
+def test_cutting_other_channels_is_noticed(net: nets.Net) -> None:
+    """One channel goes, the certificate is asked for another."""
+    model, example, graph = traced(net)
+    found = 0
+    for group in graph.groups:
+        first, second = (graph.plan({group.name: [c for c in range(group.channels) if c != gone]})
+                         for gone in (0, group.channels - 1))
+        certificate = certified(model, graph, first, example, wrong=second)
+        if group.name.startswith("aux"):  # eval mode does not run it
+            assert certificate.difference == 0.0
+            continue
+        found += 1
+        assert not certificate.holds, group.name
+    assert found
+
+
+def corrupted(graph: Graph, tensor: str, dim: int) -> Graph:
+    """The same graph with the index map of one slice turned by one position."""
+    def turned(part: Slice) -> Slice:
+        if (part.tensor, part.dim) != (tensor, dim):
+            return part
+        return replace(part, channel=part.channel.roll(1))
+
+    groups = tuple(replace(g, slices=tuple(map(turned, g.slices))) for g in graph.groups)
+    assert any(not torch.equal(s.channel, t.channel) for g, h in zip(groups, graph.groups, strict=True)
+               for s, t in zip(g.slices, h.slices, strict=True))
+    return replace(graph, groups=groups)
+
+
+@pytest.mark.parametrize(("net", "tensor", "dim"), [
+    (nets.chain, "0.0.weight", 0), (nets.chain, "2.0.weight", 1), (nets.chain, "0.1.bias", 0),
+    (nets.chain, "0.1.running_var", 0), (nets.residual, "1.second.0.weight", 0),
+    (nets.dense_concat, "convs.2.weight", 1), (nets.flatten, "3.weight", 1),
+    (nets.depthwise_multiplier, "1.0.weight", 0), (nets.unet_transposed, "up.weight", 0),
+    (nets.chunk, "1.side.0.weight", 1), (nets.squeeze_excite, "1.up.weight", 0)])
+def test_a_wrong_index_map_is_noticed(net: nets.Net, tensor: str, dim: int) -> None:
+    model, example, graph = traced(net)
+    wrong = corrupted(graph, tensor, dim)
+    plan = wrong.plan({g.name: range(0, g.channels, 2) for g in wrong.groups if g.channels > 2})
+    assert not certified(model, wrong, plan, example).holds
+
+
+def test_a_forgotten_reader_is_noticed() -> None:
+    """Two layers of one shape read a value; the map of the first is given the second's place."""
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.two = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            out: Tensor = self.last(F.relu(self.one(x)) * self.two(x))
+            return out
+
+    torch.manual_seed(0)
+    model, example = Fork(), torch.randn(4, 3)
+    graph = trace(model, example)
+    plan = graph.plan({"stem": [0, 1, 2]})
+    assert certified(model, graph, plan, (example,)).certified
+    broken = copy.deepcopy(model)
+    cut(broken, graph.whole(), plan)
+    broken.two.weight.data = model.two.weight.data[:, 3:].clone()  # the columns that should be gone
+    assert not certify(model, broken, graph, graph.whole(), plan, (example,)).holds
+
+
+def test_a_second_cut_is_compared_with_the_first() -> None:
+    """Original channel numbers, also when the dense one is cut already."""
+    model, example, graph = traced(nets.dense_concat)
+    first = random_plan(graph, seed=1)
+    second = random_plan(graph, seed=2, start=first)
+    cut(model, graph.whole(), first)
+    small = copy.deepcopy(model)
+    cut(small, first, second)
+    assert certify(model, small, graph, first, second, example).holds
+    cut(model, first, second)
+    assert certify(model, small, graph, second, second, example).difference == 0.0
+
+
+def test_a_network_that_puts_out_next_to_nothing_is_still_certified() -> None:
+    """Outputs of 1e-9: any difference looks small, but not against their spread."""
+    model, example, graph = traced(nets.chain)
+    with torch.no_grad():
+        model.get_parameter("3.2.weight").mul_(1e-9)
+        model.get_parameter("3.2.bias").zero_()
+    plan, other = (graph.plan({"0.0": channels}) for channels in ([0, 1, 2], [1, 2, 3]))
+    assert certified(model, graph, plan, example).certified
+    assert not certified(model, graph, plan, example, wrong=other).holds
+
+
+def test_a_network_that_is_deaf_is_not_controlled() -> None:
+    """Where nothing reaches the output no mistake would be seen: it holds, but proves nothing."""
+    model, example, graph = traced(nets.chain)
+    nn.init.zeros_(model.get_parameter("3.2.weight"))
+    certificate = certified(model, graph, graph.plan({"0.0": [0, 1, 2]}), example)
+    assert certificate.holds
+    assert not certificate.controlled
+    assert not certificate.certified
+
+
+def test_outputs_that_are_not_finite_do_not_certify() -> None:
+    model, example, graph = traced(nets.chain)
+    nn.init.constant_(model.get_parameter("3.2.bias"), torch.inf)
+    assert not certified(model, graph, graph.plan({"0.0": [0, 1]}), example).holds
+
+
+def test_one_example_is_enough() -> None:
+    model, example, graph = traced(nets.chain)
+    assert certified(model, graph, graph.plan({"0.0": [0, 1, 2]}), (example[0][:1],)).certified
+
+
+class OnlySingle(nn.Module):
+    """Its forward insists on float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nets.chain()[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x.float())
+        return out
+
+
+def test_float32_where_the_forward_insists_on_it() -> None:
+    torch.manual_seed(0)
+    model, example = OnlySingle().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(model, example)
+    certificate = certified(model, graph, graph.plan({"body.0.0": [0, 1, 2]}), (example,))
+    assert (certificate.dtype, certificate.tolerance) == ("float32", 1e-4)
+    assert certificate.certified
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    class Labels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nets.chain()[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x).argmax(1)
+            return out
+
+    model, example = Labels().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(model, example)
+    with pytest.raises(SurgeryError, match="no floating-point tensor"):
+        certified(model, graph, graph.plan({"body.0.0": [0, 1, 2]}), (example,))
+
+
+def test_certifying_changes_nothing() -> None:
+    model, example, graph = traced(nets.residual)
+    model.train()
+    before, generator = snapshot(model), torch.get_rng_state()
+    certified(model, graph, random_plan(graph, seed=0), example)
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), generator)
