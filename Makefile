@@ -1,11 +1,11 @@
 # The same words for people and for CI.
-.PHONY: install check test smoke bench
+.PHONY: install check test smoke
 
 install:
 	pip install -e '.[test]'
 
 check:
-	ruff check harness tests benchmarks
+	ruff check harness tests .ci
 	mypy
 	python -m harness check
 
@@ -15,5 +15,3 @@ test:
 smoke:
 	mlflow run . -P study=vgg16_budget -P profile=smoke
 
-bench:
-	python benchmarks/bench_sharing.py --profile smoke

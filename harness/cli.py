@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StudyError
 
 if TYPE_CHECKING:
     from harness.console import Console
@@ -81,6 +81,10 @@ def study(name: str, profile: str | None, trials: int | None, config: str | None
         console.say(f"{outcome.study_id} is finished: {outcome.settings_finished} settings. "
                     "Ask for more with --trials.")
     _print_outcome(console, outcome, home)
+    if outcome.champion is None:
+        raise StudyError(f"no network of {outcome.study_id} came within the budget of "
+                         f"{outcome.budget:.2%} of the FLOPs. Raise budget.flops, lower "
+                         "prune.floors, or let prune.percentage go further.")
 
 
 @cli.command()
@@ -90,8 +94,8 @@ def study(name: str, profile: str | None, trials: int | None, config: str | None
 def run(config: str, overrides: Sequence[str], home: str | None) -> None:
     """Run one trajectory: prune, retrain, ..., final fine-tune; tracked in MLflow.
 
-    CONFIG is a file, or the name of one in configs/. Example: harness run vgg16_digits --set
-    prune.percentage=70
+    CONFIG is a file, or the name of one in configs/.
+    Example: harness run vgg16_digits --set prune.percentage=70
     """
     from harness.console import Console, StudyScreen
     from harness.sweep.single import run_one
@@ -121,7 +125,7 @@ def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
     loaded = _load_run(config, overrides)
     with StudyScreen(console) as screen:
         experiment = Experiment(loaded, FolderStore(_home_of(home) / "stages"), screen)
-    stage, whole = experiment.baseline, experiment.whole
+        stage, whole = experiment.baseline, experiment.whole
     console.table(f"baseline of {loaded.name}", ["what", "value"], [
         ["validation accuracy", percent(stage.accuracy)], ["MACs per picture", count(whole.macs)],
         ["FLOPs per picture (2 x MACs)", count(whole.flops)], ["parameters", count(whole.params)],
@@ -147,7 +151,7 @@ def cost(config: str, overrides: Sequence[str]) -> None:
              count(layer.params), count(layer.macs)] for layer in whole.layers]
     rows.append(["all", str(whole.filters), count(whole.params), count(whole.macs)])
     notes = [f"flops = 2 x MACs = {count(whole.flops)}; counted, per picture; not counted: "
-             + ", ".join(f"{name} x{n}" for name, n in whole.uncounted.items()),
+             + (", ".join(f"{name} x{n}" for name, n in whole.uncounted.items()) or "nothing"),
              f"can be cut: {len(groups)} groups; not: "
              + ("; ".join(f"{g} ({why})" for g, why in frozen.items()) or "none")]
     console.table(loaded.name, ["layer", "filters", "parameters", "MACs"], rows, notes)
@@ -155,7 +159,7 @@ def cost(config: str, overrides: Sequence[str]) -> None:
 
 @cli.command()
 def criteria() -> None:
-    """List the criteria by which channels are ranked."""
+    """List the criteria by which channels are ranked. Example: harness criteria"""
     from harness.console import Console
     from harness.engine.criteria import CRITERIA
 
@@ -211,10 +215,10 @@ def status(name: str, profile: str | None, config: str | None, storage: str | No
 
 @cli.command()
 @click.option("--study", "name", required=True, help="A study's name, or its id.")
-@click.option("--format", "format_", default="pt2", show_default=True, help="pt2, onnx or state.")
+@click.option("--format", "format_", callback=_given, help="pt2, onnx or state. [pt2]")
 @click.option("--out", callback=_given, metavar="FILE", help="[exports/STUDY.SUFFIX in the home]")
 @_home
-def export(name: str, format_: str, out: str | None, home: str | None) -> None:
+def export(name: str, format_: str | None, out: str | None, home: str | None) -> None:
     """Write a study's champion to a file, check it, compare it with the baseline.
 
     Example: harness export --study vgg16_budget --format onnx --out champion.onnx
@@ -223,7 +227,7 @@ def export(name: str, format_: str, out: str | None, home: str | None) -> None:
     from harness.sweep.champion import export_champion
 
     console = Console()
-    report = export_champion(name, _home_of(home), format_, Path(out) if out else None)
+    report = export_champion(name, _home_of(home), format_ or "pt2", Path(out) if out else None)
     console.table(report.title, report.columns, report.rows, report.notes)
 
 
@@ -231,7 +235,10 @@ def export(name: str, format_: str, out: str | None, home: str | None) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @_home
 def ui(port: int, home: str | None) -> None:
-    """Start MLflow's pages, light, on 127.0.0.1, and print the links of the studies."""
+    """Start MLflow's pages, light, on 127.0.0.1, and print the links of the studies.
+
+    Example: harness ui --port 5001
+    """
     from harness import tracking
     from harness.console import Console
     from harness.sweep.champion import outcomes
@@ -269,6 +276,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         from harness.console import Console
 
         Console().error(f"{type(error).__name__}: {error}")
+        sys.exit(1)
+    except OSError as error:
+        from harness.console import Console
+
+        Console().error(f"{error.strerror or error}: {error.filename or 'the machine said so'}")
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         from harness.console import Console

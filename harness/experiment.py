@@ -5,25 +5,27 @@ the device, the traced network, the baseline. A trial is one walk through it wit
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from harness import train as training
 from harness.config import RunConfig
 from harness.data import DATASETS, Data, load
 from harness.engine.cost import Cost
-from harness.engine.criteria import CRITERIA
-from harness.engine.evidence import Batch
-from harness.engine.graph import trace
+from harness.engine.criteria import CRITERIA, Criterion, criterion_of
+from harness.engine.evidence import Batch, Evidence
+from harness.engine.graph import Group, trace
 from harness.engine.pruner import ignoring
-from harness.engine.selection import Floors
-from harness.errors import ModelError
+from harness.engine.selection import Floors, select
+from harness.errors import GraphError, HarnessError, ModelError
 from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
@@ -60,8 +62,10 @@ class Trial:
 
     @property
     def stages(self) -> list[Stage]:
-        """Every stage that this trial trained or found trained, the baseline not included."""
-        return [s.stage for s in self.steps if s.number] + list(self.finals.values())
+        """Every stage that this trial trained or found trained, once; not the baseline."""
+        found = [s.stage for s in self.steps if s.number]
+        found += [stage for number, stage in self.finals.items() if number]
+        return list({stage.key: stage for stage in found}.values())
 
 
 @dataclass
@@ -111,7 +115,7 @@ class Training:
 
 
 class Experiment:
-    """What the runs of one configuration share. Opening it trains the baseline, or finds it."""
+    """What the runs of one configuration share; the baseline is trained when it is asked for."""
 
     def __init__(self, config: RunConfig, store: Store, watcher: Watcher | None = None) -> None:
         self.config, self.store, self.watcher = config, store, watcher
@@ -122,6 +126,7 @@ class Experiment:
         self._root = {
             "kind": "baseline", "data": data.fingerprint, "model": config.model.model_dump(),
             "weights": _digest_of_file(config.model.weights),
+            "source": _digest_of_source(config.model.name),
             "train": asdict(recipe_of(config.baseline)), "seed": config.seed,
             "replicate": config.replicate, "memory_format": config.memory_format,
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
@@ -129,7 +134,16 @@ class Experiment:
         example = data.val.inputs[:8].contiguous()
         self._lab = Lab(self.template, example, Training(config, self.data, watcher), store=store,
                         ignore=config.prune.ignore, place=self.place)
-        self.baseline = self._train_baseline()
+
+    @cached_property
+    def baseline(self) -> Stage:
+        """The whole network, trained; found in the store if it was trained before."""
+        key = key_of(self._root)
+        recipe = recipe_of(self.config.baseline)
+        work = Training(self.config, self.data, self.watcher)
+        if self.watcher:
+            self.watcher.step(0, "baseline", 0.0)
+        return self._lab.first(key, lambda model: work.fit(model, recipe, seed_of(key)))
 
     @property
     def whole(self) -> Cost:
@@ -150,7 +164,7 @@ class Experiment:
         """Walk with these settings; fine-tune the last step, and the first within the budget.
 
         macs: stop at these MACs (a control at matched FLOPs) instead of the percentage.
-        budget: MACs; the first step that holds them is the most accurate one that may be chosen.
+        budget: MACs; the first step that holds them is the largest network that may be chosen.
         on_step: told of every step as soon as it is done.
         """
         lab = self.lab(config)
@@ -166,8 +180,21 @@ class Experiment:
         assert end is not None
         within = [s for s in steps if budget is not None and s.macs <= budget]
         worth = {s.number: s for s in [*within[:1], steps[-1]]}
+        if self.watcher:
+            self.watcher.step(steps[-1].number, "final fine-tune", steps[-1].percentage)
         finals = {number: self.finetune(lab, config, step) for number, step in worth.items()}
         return Trial(steps, finals, end.reason, end.reached)
+
+    def least_macs(self, config: RunConfig) -> int:
+        """No network within the floors has fewer MACs; 0 where that depends on the way there."""
+        graph, settings = self._lab.graph, settings_of(config)
+        floors = settings.floors
+        if floors.relative or floors.block_min_params or floors.counting == "current":
+            return 0
+        scores = {group.name: torch.zeros(group.channels) for group in graph.groups}
+        smallest = select(graph, scores, lambda counts: False, floors=floors,
+                          round_to=settings.round_to, filters_only=True)
+        return smallest.counts.macs
 
     def lab(self, config: RunConfig) -> Lab:
         """The shared network and store, with a trial's own way of retraining."""
@@ -179,8 +206,6 @@ class Experiment:
         """The leaf stage behind a step; without fine-tune epochs it is the step itself."""
         if not config.finetune.epochs or not step.number:
             return step.stage
-        if self.watcher:
-            self.watcher.step(step.number, "final fine-tune", step.percentage)
         recipe = recipe_of(config.finetune)
         work = Training(config, self.data, self.watcher)
         return lab.leaf(step.stage, asdict(recipe),
@@ -197,14 +222,6 @@ class Experiment:
     def test_accuracy(self, stage: Stage) -> float:
         """Accuracy on the test split: for the report, never for a choice."""
         return evaluate(self.model(stage), self.data.read_test()).accuracy
-
-    def _train_baseline(self) -> Stage:
-        key = key_of(self._root)
-        recipe = recipe_of(self.config.baseline)
-        work = Training(self.config, self.data, self.watcher)
-        if self.watcher:
-            self.watcher.step(0, "baseline", 0.0)
-        return self._lab.first(key, lambda model: work.fit(model, recipe, seed_of(key)))
 
 
 def load_data(config: RunConfig) -> Data:
@@ -236,12 +253,28 @@ def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
     """A run's pruning settings as a trajectory takes them."""
     prune = config.prune
     own = is_reference(prune.criterion)
-    criterion = load_object(prune.criterion, "criterion") if own else prune.criterion
+    criterion = _own_criterion(prune.criterion) if own else prune.criterion
     return Settings(
         filters_per_step=prune.filters_per_step, macs=macs,
         percentage=100.0 if macs is not None else prune.percentage, criterion=criterion,
         normalize=prune.normalize, ranking=prune.ranking,
-        floors=Floors(**prune.floors.model_dump()), round_to=prune.round_to, certify=prune.certify, seed=config.seed)
+        floors=Floors(**prune.floors.model_dump()), round_to=prune.round_to,
+        certify=prune.certify, seed=config.seed)
+
+
+def _own_criterion(name: str) -> Criterion:
+    """A person's own; what its score raises becomes a GraphError that names it."""
+    criterion = criterion_of(load_object(name, "criterion"))
+
+    def told(group: Group, evidence: Evidence) -> Tensor:
+        try:
+            return criterion.score(group, evidence)
+        except HarnessError:
+            raise
+        except Exception as error:  # a person's function may raise anything
+            raise GraphError(f"criterion {name} failed: {type(error).__name__}: {error}") from error
+
+    return replace(criterion, score=told)
 
 
 def recipe_of(section: Any) -> training.Recipe:
@@ -271,6 +304,12 @@ def _digest_of_file(path: str | None) -> str | None:
     try:
         return hashlib.sha256(FilePath(path).read_bytes()).hexdigest()
     except OSError as error:
-        raise ModelError(f"model.weights: {path} cannot be read: {error.strerror}.") from error
+        raise ModelError(f"model: {path} cannot be read: {error.strerror}.") from error
 
 
+def _digest_of_source(name: str) -> str | None:
+    """Of the file of a person's own network: edited, it is another network. None for ours."""
+    if not is_reference(name):
+        return None
+    load_object(name, "model")
+    return _digest_of_file(getattr(sys.modules[name.partition(":")[0]], "__file__", None))

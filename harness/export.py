@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -35,27 +36,42 @@ def export(module: nn.Module, inputs: Tensor, path: Path, *, format: str, parame
     """Write `module` (pruned, on the CPU), load the file again and compare it on `inputs`.
 
     inputs: (N, C, H, W) with N >= 2; any batch size will do later. fresh: makes the whole network
-    that a `state` file is rebuilt on. A file that differs is deleted.
+    that a `state` file is rebuilt on. A file that differs is deleted; what was at `path` stays.
     Raises ExportError, UnknownName.
     """
-    if format not in SUFFIXES:
-        raise UnknownName(unknown("export format", format, SUFFIXES))
+    check_format(format)
     module = module.cpu().eval()
     inputs = inputs.cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if format == "pt2":
-        run = _pt2(module, inputs, path, metadata)
-    elif format == "onnx":
-        run = _onnx(module, inputs, path, metadata)
-    else:
-        save_pruned(module, parameters, path, metadata=metadata)
-        run = load_pruned(fresh(), path).eval()
-    difference = max(_difference(module, run, batch) for batch in (inputs, inputs[:1]))
-    if not difference <= TOLERANCE:
-        path.unlink(missing_ok=True)
-        raise ExportError(f"{path}: its outputs differ from the network's by {difference:.2g} "
-                          f"of the largest output (tolerance {TOLERANCE:.0e}). It was deleted.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+            aside = Path(folder) / f"network{SUFFIXES[format]}"
+            if format == "pt2":
+                run = _pt2(module, inputs, aside, metadata)
+            elif format == "onnx":
+                run = _onnx(module, inputs, aside, metadata)
+            else:
+                save_pruned(module, parameters, aside, metadata=metadata)
+                run = load_pruned(fresh(), aside).eval()
+            difference = max(_difference(module, run, batch) for batch in (inputs, inputs[:1]))
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"{path}: the {format} file's outputs differ from the network's by "
+                    f"{difference:.2g} of the largest output (tolerance {TOLERANCE:.0e}). It was "
+                    "deleted.")
+            aside.replace(path)
+    except ExportError:
+        raise
+    except Exception as error:  # the disk, torch.export and ONNX each raise their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{path}: cannot be written as {format}: {reason}") from error
     return Exported(path, format, path.stat().st_size, difference)
+
+
+def check_format(name: str) -> None:
+    """Raises UnknownName if there is no such format."""
+    if name not in SUFFIXES:
+        raise UnknownName(unknown("export format", name, SUFFIXES))
 
 
 def _difference(module: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor) -> float:

@@ -6,11 +6,13 @@ Per epoch (step = epochs of this run so far): train_loss, val_loss_epoch, lr. Su
 A point carries the time at which its stage was made, so writing it again changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from harness.analysis.plots import layer_widths
 from harness.engine.cost import Cost
+from harness.errors import StoreError, TrackingError
 from harness.tracking import Point, Tracker
 from harness.trajectories import Stage, Step
 
@@ -23,18 +25,19 @@ class Journal:
     run_id: str
     whole: Cost
     _epochs: int = 0
+    _told: set[str] = field(default_factory=set)
 
     def step(self, step: Step) -> None:
         """Everything that one pruning step learned, in one batch."""
         facts = step.stage.facts
         metrics = {"val_accuracy": step.accuracy, "val_accuracy_cut": step.accuracy_cut,
                    "val_loss": float(facts["loss"]), "percentage": step.percentage,
-                   "latency_ms": float(facts["latency_ms"]), "reused": float(step.stage.reused),
-                   **self.counted(step.cost)}
+                   "latency_ms": float(facts["latency_ms"]), **self.counted(step.cost)}
         made = int(facts["made_ms"])
         points = [Point(key, value, step.number, made) for key, value in metrics.items()]
-        if step.number:  # the epochs of step 0 are the baseline's
+        if step.number:
             points += self._rows(step.stage)
+        self._told.add(step.stage.key)  # the epochs of step 0 are the baseline's
         self.tracker.log_points(self.run_id, points)
 
     def final(self, stage: Stage, cost: Cost, *, test_accuracy: float | None = None) -> None:
@@ -48,20 +51,25 @@ class Journal:
         self.summary(metrics, int(stage.facts["made_ms"]))
 
     def epochs(self, stage: Stage) -> None:
-        """The epochs of a stage that is no pruning step: the baseline, the final fine-tune."""
-        self.tracker.log_points(self.run_id, self._rows(stage))
+        """The epochs of the baseline, or of the final fine-tune; nothing if they were told."""
+        if stage.key not in self._told:
+            self.tracker.log_points(self.run_id, self._rows(stage))
 
     def summary(self, metrics: Mapping[str, float], made_ms: int) -> None:
         self.tracker.log_points(self.run_id, [Point(k, v, 0, made_ms) for k, v in metrics.items()])
 
     def layers(self, steps: Sequence[Step]) -> None:
-        """Widths of every layer, at every step as a table, at the last as a picture."""
+        """Widths of every layer at every step: as one table, and as pictures to step through."""
         rows = [(s.number, layer.layer, layer.filters, layer.params, layer.macs)
                 for s in steps for layer in s.cost.layers if layer.filters]
         names = ("step", "layer", "filters", "params", "macs")
         self.tracker.log_table(self.run_id, dict(zip(names, map(list, zip(*rows)))), "layers.json")
-        figure = layer_widths(self.widths(steps[0].cost), self.widths(steps[-1].cost))
-        self.tracker.log_image(self.run_id, figure, key="layer_widths", step=steps[-1].number)
+        whole = self.widths(steps[0].cost)
+        for step in steps[1:]:
+            picture = layer_widths(whole, self.widths(step.cost))
+            self.tracker.log_image(self.run_id, picture, key="layer_widths", step=step.number)
+        last = layer_widths(whole, self.widths(steps[-1].cost))
+        self.tracker.log_image(self.run_id, last, key="final_layer_widths", step=0)
 
     def plans(self, steps: Sequence[Step]) -> None:
         """The exact channels that every step kept: original numbers, by group."""
@@ -88,3 +96,19 @@ class Journal:
             points += [Point(k, v, self._epochs, made) for k, v in values.items()]
             self._epochs += 1
         return points
+
+
+@contextmanager
+def ending(tracker: Tracker, run_id: str) -> Iterator[None]:
+    """End a run as what became of it, so that none stays RUNNING: FINISHED, or FAILED with the
+    reason; KILLED if it is no fault of its own, for then it goes on another time."""
+    try:
+        yield
+    except BaseException as error:
+        cut_short = isinstance(error, KeyboardInterrupt | StoreError | TrackingError)
+        with suppress(TrackingError):  # what is raised already matters more
+            if not cut_short:
+                tracker.set_tags(run_id, {"reason": f"{error}"[:4000]})
+            tracker.end_run(run_id, "KILLED" if cut_short else "FAILED")
+        raise
+    tracker.end_run(run_id, "FINISHED")

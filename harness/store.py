@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,7 +111,12 @@ class FolderStore:
     @contextmanager
     def making(self, key: str) -> Iterator[None]:
         """Hold the stage's lock; a second process waits here, then finds the stage made."""
-        with locked(self._root / f"{key}.lock"):
+        path = self._root / f"{key}.lock"
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path))
+            except OSError as error:
+                raise _cannot_write(path, error) from error
             yield
 
     def _path(self, key: str) -> Path:
@@ -146,9 +151,13 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise StoreError(f"cannot write {path}: {what}. Nothing is lost: make room (or choose "
-                         "another folder with --home) and run the same command again.") from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StoreError:
+    what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+    return StoreError(f"cannot write {path}: {what}. Nothing is lost: make room (or choose another "
+                      "folder with --home) and run the same command again.")
 
 
 @contextmanager

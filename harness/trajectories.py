@@ -276,9 +276,9 @@ class Lab:
             accuracy, loss = self.work.evaluate(model)
         more_facts, more_tensors = _pack_activity(activity)
         facts = {"kept": plan.as_json(), "accuracy": accuracy, "loss": loss,
-                 "accuracy_cut": accuracy, "epochs": [asdict(r) for r in rows], "latency_ms": self.work.latency(model),
-                 "seconds": time.perf_counter() - start, "made_ms": int(1000 * time.time()),
-                 **extra, **more_facts}
+                 "accuracy_cut": accuracy, "epochs": [asdict(r) for r in rows],
+                 "latency_ms": self.work.latency(model), "seconds": time.perf_counter() - start,
+                 "made_ms": int(1000 * time.time()), **extra, **more_facts}
         tensors = {f"model/{n}": t for n, t in state_of(model).items()}
         return Record(facts, {**tensors, **more_tensors})
 
@@ -317,8 +317,6 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
     yield steps[0]
     while cost.filters > goal and cost.macs > limit:
         number = len(steps)
-        if watcher:
-            watcher.step(number, "score and cut", steps[-1].percentage)
         left = max(goal, cost.filters - settings.filters_per_step)
         scores = lab.scores(stage, settings)
         chosen = select(lab.graph, scores, _enough(left, limit), start=stage.plan,
@@ -327,7 +325,7 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
             yield Path(steps, _stuck(chosen.bound, lab.graph), reached=False)
             return
         if watcher:
-            watcher.step(number, "retrain", 100 * (1 - chosen.counts.filters / whole.filters))
+            watcher.step(number, "cut and retrain", 100 * (1 - chosen.counts.filters / whole.filters))
         before = stage
         try:
             stage = lab.step(before, chosen.plan, settings)

@@ -41,8 +41,8 @@ def head(channels: int, classes: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def conv_norm(incoming: int, outgoing: int, size: int = 3, **options: int) -> nn.Sequential:
-    convolution = nn.Conv2d(incoming, outgoing, size, padding=size // 2, bias=False, **options)
+def conv_norm(incoming: int, outgoing: int, size: int = 3, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(incoming, outgoing, size, padding=size // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outgoing), nn.ReLU(inplace=True))
 
 
@@ -103,7 +103,8 @@ class PreActivation(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return x + out
 
 
 def preactivation() -> Made:
@@ -187,12 +188,12 @@ class Concatenated(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), conv_norm(3, 6)
         self.c = nn.Conv2d(3, 10, 1) if is_sum else None
-        self.over = None if is_sum else conv_norm(10, 10, groups=10)
+        self.over = nn.Identity() if is_sum else conv_norm(10, 10, groups=10)
         self.head = head(10)
 
     def forward(self, x: Tensor) -> Tensor:
         both = torch.cat([self.a(x), self.b(x)], 1)
-        out: Tensor = self.head(both + self.c(x) if self.c else self.over(both))
+        out: Tensor = self.head(self.over(both + self.c(x) if self.c else both))
         return out
 
 
@@ -225,9 +226,9 @@ def channel_shuffle() -> Made:
 class Chunk(nn.Module):
     """ShuffleNet V2: half of the channels pass by, then both halves are mixed."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.side, self.shuffle = conv_norm(4, 4), Shuffle(2)
+        self.side, self.shuffle = conv_norm(channels // 2, channels // 2), Shuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
         one, other = x.chunk(2, dim=1)
@@ -236,7 +237,8 @@ class Chunk(nn.Module):
 
 
 def chunk() -> Made:
-    return made(lambda: nn.Sequential(conv_norm(3, 8), Chunk(), Chunk(), head(8)), (2, 3, 8, 8))
+    return made(lambda: nn.Sequential(conv_norm(3, 16), Chunk(16), Chunk(16), head(16)),
+                (2, 3, 8, 8))
 
 
 def flatten() -> Made:
@@ -385,21 +387,23 @@ def dict_output() -> Made:
 
 
 class Functional(nn.Module):
-    """Parameters of its own, with names of its own."""
+    """Two convolutions with parameters of its own, by names of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.head = conv_norm(3, 6), head(8)
+        self.stem, self.head = conv_norm(3, 6), head(5)
         self.kernel = nn.Parameter(torch.randn(8, 6, 3, 3))
         self.shift = nn.Parameter(torch.randn(8))
+        self.second = nn.Parameter(torch.randn(5, 8, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(F.relu(F.conv2d(self.stem(x), weight=self.kernel, bias=self.shift)))
+        x = F.relu(F.conv2d(self.stem(x), weight=self.kernel, bias=self.shift))
+        out: Tensor = self.head(F.conv2d(x, self.second))
         return out
 
 
 def functional() -> Made:
-    return made(Functional, (2, 3, 8, 8))
+    return made(lambda: nn.Sequential(Functional(), nn.ReLU(), nn.Linear(4, 3)), (2, 3, 8, 8))
 
 
 def conv1d() -> Made:
@@ -433,15 +437,18 @@ def auxiliary_head() -> Made:
 
 
 class PlainTensor(nn.Module):
-    """A tensor that is neither parameter nor buffer."""
+    """Tensors that are neither parameters nor buffers; one is kept by the forward for later."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.body, self.head = conv_norm(3, 8), conv_norm(8, 6), head(6)
         self.scale = torch.tensor([[[[2.0]]]])
+        self.places: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.body(self.stem(x) * self.scale))
+        if self.places is None:
+            self.places = torch.linspace(0, 1, x.shape[-1], dtype=x.dtype)
+        out: Tensor = self.head(self.body(self.stem(x) * self.scale + self.places))
         return out
 
 
@@ -542,7 +549,7 @@ class Unpool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled, indices = F.max_pool2d(x, 2, return_indices=True)
-        return F.max_unpool2d(self.between(pooled), indices, 2)
+        return F.max_unpool2d(self.between(pooled), indices, [2, 2])
 
 
 def size_in_view() -> Made:
@@ -583,7 +590,7 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
     "group_norm": (middle(lambda: nn.GroupNorm(2, 8)), "first", "group_norm has no rule"),
     "instance_norm": (middle(lambda: nn.InstanceNorm2d(8, affine=True)), "first",
                       "instance_norm has no rule"),
-    "attention": (middle(Attention), "middle.attend", "size written in forward"),
+    "attention": (middle(Attention), "middle.attend.in_proj_weight", "size written in forward"),
     "softmax": (middle(lambda: nn.Softmax(dim=1)), "first", "softmax has no rule"),
     "own_scale": (middle(Scale), "first", "they meet values that cannot be cut"),
     "pixel_shuffle": (middle(lambda: nn.PixelShuffle(2), 2), "first", "pixel_shuffle has no rule"),
@@ -599,8 +606,8 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
     "split_at_places": (middle(lambda: lambda x: x.split([2, 6], 1)[1], 6), "first",
                         "size written in forward"),
     "shuffle_between_groups": (lambda: made(lambda: nn.Sequential(
-        conv_norm(3, 8), conv_norm(8, 16, groups=4), Shuffle(4), conv_norm(16, 8, groups=4),
-        head(8)), (2, 3, 8, 8)), "1.0", "all of its channels can only go together"),
+        conv_norm(3, 16), conv_norm(16, 16, groups=4), Shuffle(4), conv_norm(16, 16, groups=4),
+        head(16)), (2, 3, 8, 8)), "1.0", "all of its channels can only go together"),
     "uneven_chunk": (middle(lambda: lambda x: x.chunk(3, 1)[0], 3), "first",
                      "size written in forward"),
     "some_taken": (middle(lambda: lambda x: x[:, 2:6], 4), "first", "size written in forward"),

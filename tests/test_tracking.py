@@ -621,7 +621,7 @@ class _Greeting(BaseHTTPRequestHandler):
         pass
 
 
-class other_server:  # noqa: N801
+class other_server:
     """A web server that is not MLflow's, as a context that gives its address."""
 
     def __enter__(self) -> str:

@@ -104,16 +104,16 @@ def _channels_now(part: Slice, plan: Plan) -> Tensor:
 
 
 def _swaps(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[Slice, int, int]]:
-    """A few single mistakes: two channels that stay, exchanged in one reader of a cut group."""
+    """A few single mistakes: one reader takes a channel that went for one that stays."""
     tries = 0
     for group in reversed(graph.groups):
         for reader in group.readers:
+            gone = _gone(group, reader, before, after)
             channel = _channels_now(reader, before)
             stay = torch.isin(channel, after.kept[group.name]).nonzero().flatten()
-            if len(after.kept[group.name]) < 2 or not len(_gone(group, reader, before, after)):
+            if not len(gone) or not len(stay):
                 continue
-            other = stay[channel[stay] != channel[stay[0]]]
-            yield reader, int(stay[0]), int(other[-1])
+            yield reader, int(stay[0]), int(gone[-1])
             tries += 1
             if tries >= CONTROL_TRIES:
                 return

@@ -41,8 +41,8 @@ class Slice:
 
     @property
     def layer(self) -> str:
-        """The module that owns the tensor; the tensor itself if it is the network's own."""
-        return layer_of(self.tensor) or self.tensor
+        """Name of the layer: the module of a weight; the tensor's own name if it has another."""
+        return self.tensor.removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Plan:
 class Graph:
     """A traced network: groups that can be cut, what is frozen and why, and what multiplies.
 
+    channels: of all groups that the trace found fit to be cut, frozen later or not.
     shapes, itemsize: by the first name of every tensor; names: all its names by the first.
     convolutions: weight -> (dimension of its filters, filters for each position there).
     gates: weight -> modules behind which its channels can be weighed. uncounted: operator -> uses.
@@ -101,6 +102,7 @@ class Graph:
 
     groups: tuple[Group, ...]
     frozen: Mapping[str, str]
+    channels: int
     products: tuple[Product, ...]
     shapes: Mapping[str, tuple[int, ...]]
     itemsize: Mapping[str, int]
@@ -181,8 +183,11 @@ class Graph:
             shapes[name] = [len(kept[d]) if d in kept else n for d, n in enumerate(shape)]
         numel = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
         macs = macs_by_layer(self.products, numel)
-        filters = {layer_of(w): shapes[w][d] * n for w, (d, n) in self.convolutions.items()}
+        filters: dict[str, int] = {}
         params: dict[str, int] = {}
+        for weight, (dim, times) in self.convolutions.items():
+            layer = layer_of(weight)
+            filters[layer] = filters.get(layer, 0) + shapes[weight][dim] * times
         for name in self.shapes:
             if name not in self.buffers:
                 params[layer_of(name)] = params.get(layer_of(name), 0) + numel[name]
@@ -232,11 +237,12 @@ def meta_copy(model: nn.Module) -> nn.Module:
                                            requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach().to("meta")
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor):  # a plain attribute, neither parameter nor buffer
+                memo[id(value)] = value.detach().to("meta")
     blank = copy.deepcopy(model, memo)
     for module in blank.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):  # a plain attribute, neither parameter nor buffer
-                setattr(module, name, value.to("meta"))
         if isinstance(module, _NORMS) and module.momentum is None:
             module.momentum = 0.1  # None makes the forward look at values, which meta has not
     return blank
@@ -270,6 +276,8 @@ class Tracer:
         self._products: list[Product] = []
         self._convolutions: dict[str, tuple[int, int]] = {}
         self._stay: dict[str, str] = {}
+        self._used: set[str] = set()
+        self._batched: set[Node] = set()  # what depends on the examples
         self._uncounted: dict[str, int] = {}
         self._gates: dict[str, dict[nn.Module, str]] = {}  # a shared module has several names
         self._written: list[Tensor] = []
@@ -333,7 +341,7 @@ class Tracer:
             times = argument(node, 6, "groups", 1) if is_transposed else 1
             self._convolutions[weight] = (1, times) if is_transposed else (0, 1)
         if self._counting:
-            share = self._batch if (rows or macs) % self._batch == 0 else 1
+            share = self._batch if node in self._batched else 1
             layer = layer_of(weight) if weight else ""
             self._products.append(
                 Product(layer, operator(node), weight, rows // share, macs // share))
@@ -343,13 +351,17 @@ class Tracer:
     def walk(self, program: torch.export.ExportedProgram, *, counted: bool) -> None:
         """Follow one exported program; `counted`: its products and operators are counted."""
         self._counting = counted
-        self._values, self._parameter = {}, {}
+        self._values, self._parameter, self._batched = {}, {}, set()
         signature = program.graph_signature
         owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        inputs = set(signature.user_inputs)
         for node in program.graph.nodes:
+            if node.name in inputs or not self._batched.isdisjoint(node.all_input_nodes):
+                self._batched.add(node)
             if node.op == "placeholder":
                 if node.name in owned:
                     self._parameter[node] = self._canonical[owned[node.name]]
+                    self._used |= {self._parameter[node]} if node.users else set()
                     self._note_other_uses(node)
             elif node.op == "call_function":
                 self._values[node] = self._visit(node)
@@ -415,17 +427,20 @@ class Tracer:
                   for key, ids in self._slices.items()}
         together = [(atoms[:1].expand(len(atoms) - 1), atoms[1:]) for atoms in self._written]
         family = _components(self._atoms, [*self._edges, *together])
-        groups = {root: self._group(root, label, family, slices)
-                  for root in family.unique().tolist()}
+        groups = self._groups(label, family, slices)
         frozen = {groups[root].name: reason for root, reason in self._reasons(family).items()}
         alone = {g.name for g in groups.values() if g.channels == 1 and g.name not in frozen}
         frozen |= dict.fromkeys(alone, "all of its channels can only go together")
         written = {layer for group in groups.values() for layer in group.layers}
-        frozen |= {layer: why for layer, why in self._stay.items() if layer not in written}
+        unused = {layer_of(names[0]) for names in self._names.values()
+                  if names[0] not in self._used and self._tensors[names[0]].dim() > 1}
+        stay = {**self._stay, **dict.fromkeys(unused, "no traced forward uses it")}
+        frozen |= {layer: why for layer, why in stay.items() if layer not in written}
         shapes = {n[0]: tuple(self._tensors[n[0]].shape) for n in self._names.values()}
         buffers = frozenset(n for n, _ in self._model.named_buffers())
+        free = tuple(g for g in groups.values() if g.name not in frozen)
         return Graph(
-            groups=tuple(g for g in groups.values() if g.name not in frozen), frozen=frozen,
+            groups=free, frozen=frozen, channels=sum(g.channels for g in free),
             products=tuple(self._products), shapes=shapes,
             itemsize={n: self._tensors[n].element_size() for n in shapes},
             names={names[0]: tuple(names) for names in self._names.values()}, buffers=buffers,
@@ -441,22 +456,29 @@ class Tracer:
                     found[f].append(reason)
         return {f: "; ".join(texts) for f, texts in found.items()}
 
-    def _group(self, root: int, label: Tensor, family: Tensor,
-               slices: Mapping[tuple[str, int], Tensor]) -> Group:
-        channels = label[family == root].unique()  # ascending: in the order of the first writer
+    def _groups(self, label: Tensor, family: Tensor,
+                slices: Mapping[tuple[str, int], Tensor]) -> dict[int, Group]:
+        """Family -> its group; channels are numbered in the order of the first writer."""
+        sizes, parts = {}, {}
         number = torch.full((self._atoms,), -1)
-        number[channels] = torch.arange(len(channels))
-        parts = []
-        filters = torch.zeros(len(channels), dtype=torch.long)
+        for root in family.unique().tolist():
+            channels = label[family == root].unique()
+            number[channels] = torch.arange(len(channels))
+            sizes[root], parts[root] = len(channels), list[Slice]()
         for (tensor, dim), ids in slices.items():
-            channel = torch.where(ids >= 0, number[ids.clamp_min(0)], -1)
-            if bool((channel >= 0).any()):
-                roles = frozenset(self._roles[tensor, dim])
-                parts.append(Slice(tensor, dim, channel, roles))
-                if "writer" in roles and self._convolutions.get(tensor) == (dim, 1):
-                    filters += torch.bincount(channel[channel >= 0], minlength=len(channels))
-        first = next(p for p in parts if "writer" in p.roles)
-        return Group(first.layer, len(channels), tuple(parts), filters)
+            of = torch.where(ids >= 0, family[ids.clamp_min(0)], -1)
+            for root in of[of >= 0].unique().tolist():
+                channel = torch.where(of == root, number[ids.clamp_min(0)], -1)
+                parts[root].append(Slice(tensor, dim, channel, frozenset(self._roles[tensor, dim])))
+        return {root: self._group(size, parts[root]) for root, size in sizes.items()}
+
+    def _group(self, num_channels: int, parts: list[Slice]) -> Group:
+        writers = [p for p in parts if "writer" in p.roles]
+        filters = torch.zeros(num_channels, dtype=torch.long)
+        for part in writers:
+            if self._convolutions.get(part.tensor) == (part.dim, 1):
+                filters += torch.bincount(part.channel[part.channel >= 0], minlength=num_channels)
+        return Group(writers[0].layer, num_channels, tuple(parts), filters)
 
 
 def _multiplies(name: str) -> bool:

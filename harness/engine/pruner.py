@@ -1,19 +1,18 @@
 """Trace, gather, score, select, cut: the engine on one page."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from harness.engine.certificate import Certificate, certify
 from harness.engine.cost import Cost
 from harness.engine.criteria import Criterion, Score, Scores, criterion_of, score
 from harness.engine.evidence import Activity, Batch, Evidence, Loss, taylor_pass
-from harness.engine.graph import Example, Graph, Plan, trace
+from harness.engine.graph import Example, Graph, Plan, meta_copy, trace
 from harness.engine.selection import Counts, Floors, Selection, select
 from harness.engine.surgery import Transaction, cut
 from harness.errors import ConfigError, GraphError, SurgeryError, TargetError, UnknownName, unknown
@@ -138,16 +137,16 @@ def try_cut(model: nn.Module, graph: Graph, before: Plan, after: Plan, example: 
 class Forward:
     """A model's own forward, tried in the modes in which it runs before a cut. Changes no state.
 
-    It runs on the meta device, where nothing is computed; on a real copy where the forward looks
-    at values (a batch norm without momentum, control flow).
+    It runs on a copy: on the meta device, where nothing is computed; on a real one where the
+    forward looks at values (control flow).
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self._model = model
         self._args = example if isinstance(example, tuple) else (example,)
-        self._ways: list[tuple[bool, bool]] = []  # (training, on_meta)
-        for training in (False, True):
-            ways = [(training, on_meta) for on_meta in (True, False)]
+        self._ways: list[tuple[bool, bool]] = []  # (is_training, on_meta)
+        for is_training in (False, True):
+            ways = [(is_training, on_meta) for on_meta in (True, False)]
             self._ways += [way for way in ways if self._failure(*way) is None][:1]
 
     def failure(self) -> str | None:
@@ -155,41 +154,37 @@ class Forward:
         failures = (self._failure(*way) for way in self._ways)
         return next((f for f in failures if f is not None), None)
 
-    def _failure(self, training: bool, on_meta: bool) -> str | None:
-        def placed(tensor: Tensor) -> Tensor:
-            return tensor.detach().to("meta") if on_meta else tensor.detach().clone()
-
-        names = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        inputs = tuple(placed(a) if isinstance(a, Tensor) else a for a in self._args)
-        modes = [(m, m.training) for m in self._model.modules()]
-        devices = {t.device for t in names.values() if t.is_cuda}
+    def _failure(self, is_training: bool, on_meta: bool) -> str | None:
+        model = meta_copy(self._model) if on_meta else copy.deepcopy(self._model)
+        inputs = (a.to("meta") if on_meta and isinstance(a, Tensor) else a for a in self._args)
+        devices = {p.device for p in model.parameters() if p.is_cuda}
         default = torch.device("meta") if on_meta else nullcontext()
         try:
-            self._model.train(training)
             with torch.no_grad(), torch.random.fork_rng(list(devices)), default:
-                functional_call(self._model, {n: placed(t) for n, t in names.items()}, inputs)
+                model.train(is_training)(*inputs)
         except Exception as error:  # whatever a user's forward raises
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        finally:
-            for module, was_training in modes:
-                module.training = was_training
         return None
+
+
+def _one_by_one(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[str, Plan]]:
+    """(group, the plan that cuts this group alone), for every group that shrinks."""
+    for name, kept in after.kept.items():
+        if len(kept) < len(before.kept[name]):
+            yield name, graph.plan({**before.kept, name: kept})
 
 
 def _sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan,
                       forward: Forward) -> dict[str, str]:
     """Groups that, cut alone, break the forward."""
     culprits = {}
-    for group in graph.groups:
-        if len(after.kept[group.name]) == len(before.kept[group.name]):
-            continue
-        alone = graph.plan({**before.kept, group.name: after.kept[group.name]})
+    for name, alone in _one_by_one(graph, before, after):
         transaction = Transaction(model)
         cut(model, before, alone)
         failure = forward.failure()
         transaction.undo()
         if failure:
-            culprits[group.name] = f"size written in forward ({failure})"
+            culprits[name] = f"size written in forward ({failure})"
     return culprits
 
 
@@ -197,12 +192,11 @@ def _differing(dense: nn.Module, graph: Graph, before: Plan, after: Plan,
                example: Example) -> list[str]:
     """Groups that, cut alone, change what the network computes."""
     names = []
-    for group in graph.groups:
-        alone = graph.plan({**before.kept, group.name: after.kept[group.name]})
+    for name, alone in _one_by_one(graph, before, after):
         small = copy.deepcopy(dense)
         cut(small, before, alone)
         if not certify(dense, small, graph, before, alone, example).holds:
-            names.append(group.name)
+            names.append(name)
     return names
 
 
@@ -225,12 +219,10 @@ def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:
 
 def unreachable(graph: Graph, selection: Selection, target: Mapping[str, float]) -> str:
     """Sentence for a target that cannot be met: what is nearest, and what stands in the way."""
-    whole, counts = graph.cost(), selection.counts
-    totals = {"filters": (counts.filters, whole.filters), "params": (counts.params, whole.params),
-              "macs": (counts.macs, whole.macs), "flops": (counts.macs, whole.macs),
-              "channels": (counts.channels, sum(g.channels for g in graph.groups))}
-    nearest = ", ".join(f"{1 - totals[r][0] / max(1, totals[r][1]):.1%} of the {r} can go, "
-                        f"{share:.1%} asked" for r, share in target.items())
+    totals = _totals(graph)
+    gone = {r: 1 - _left(selection.counts, r) / n if n else 0.0 for r, n in totals.items()}
+    nearest = ", ".join(f"{gone[r]:.1%} of the {r} can go, {share:.1%} asked"
+                        for r, share in target.items())
     reasons = [f"  {g}: {why}" for g, why in [*selection.bound.items(), *graph.frozen.items()]]
     return f"the target cannot be met: {nearest}. In the way:\n" + "\n".join(reasons)
 
@@ -243,14 +235,20 @@ def _enough(target: Mapping[str, float]) -> Callable[[Graph], Callable[[Counts],
         raise ConfigError("target: " + ("; ".join(wrong) or f"name one of {', '.join(RESOURCES)}."))
 
     def of(graph: Graph) -> Callable[[Counts], bool]:
-        whole = graph.cost()
-        totals = {"filters": whole.filters, "params": whole.params, "macs": whole.macs,
-                  "flops": whole.macs, "channels": sum(g.channels for g in graph.groups)}
+        totals = _totals(graph)
         # 1e-9: a share such as 0.7 must not ask for one more because it is 0.7000000000000001.
         left = {r: totals[r] * (1 - share) + 1e-9 * totals[r] for r, share in target.items()}
-        return lambda counts: all(_left(counts, r) <= limit for r, limit in left.items())
+        # Of nothing no share can go.
+        return lambda counts: all(totals[r] > 0 and _left(counts, r) <= limit
+                                  for r, limit in left.items())
 
     return of
+
+
+def _totals(graph: Graph) -> dict[str, int]:
+    whole = graph.cost()
+    return {"filters": whole.filters, "channels": graph.channels, "params": whole.params,
+            "macs": whole.macs, "flops": whole.macs}
 
 
 def _left(counts: Counts, resource: str) -> int:

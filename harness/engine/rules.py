@@ -546,8 +546,23 @@ def _attention_macs(walk: Walk, node: Node) -> int:
     return pairs * (query[-1] + value[-1])
 
 
+def _einsum_macs(walk: Walk, node: Node) -> int:
+    """Of two factors: the sizes of all letters multiplied, the summed ones included."""
+    equation, factors = node.args[0], node.args[1]
+    letters = str(equation).replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for names, factor in zip(letters, cast(Sequence[Node], factors)):
+        shape = walk.shape(factor)
+        hidden = [f"...{i}" for i in range(len(shape) - len(names.replace("...", "")))][::-1]
+        before, dots, after = names.partition("...")
+        for letter, size in zip([*before, *(hidden if dots else []), *after], shape):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return _numel(list(sizes.values())) * (len(letters) - 1)
+
+
 # Products of activations: counted here, frozen for want of a rule.
 PRODUCTS: dict[str, Callable[[Walk, Node], int]] = {
     **dict.fromkeys(["matmul", "mm", "bmm"], _matmul_macs),
+    "einsum": _einsum_macs,
     "scaled_dot_product_attention": _attention_macs,
 }

@@ -44,7 +44,7 @@ class Floors:
 
 @dataclass(frozen=True)
 class Counts:
-    """What is left: filters (convolution outputs), channels (of groups), parameters, MACs."""
+    """What is left of the network: filters (convolution outputs), channels, parameters, MACs."""
 
     filters: int
     channels: int
@@ -131,7 +131,8 @@ class _State:
         self._rows = _rows(graph)
         cost = graph.cost(start)
         self._filters, self._params, self._macs = cost.filters, cost.params, cost.macs
-        self._channels = sum(self._begun.values())
+        gone = sum(g.channels - len(start.kept[g.name]) for g in graph.groups)
+        self._channels = graph.channels - gone
 
     def counts(self) -> Counts:
         return Counts(self._filters, self._channels, self._params, self._macs)
@@ -227,8 +228,7 @@ class _Layer:
 def _guards(graph: Graph, floors: Floors) -> dict[str, list[Guard]]:
     """Group -> what is to be asked before one of its channels goes."""
     whole = graph.cost()
-    totals = {"channels": sum(g.channels for g in graph.groups), "params": whole.params,
-              "macs": whole.macs}
+    totals = {"channels": graph.channels, "params": whole.params, "macs": whole.macs}
     layers, blocks = _layers(graph), _blocks(graph)
     guards: dict[str, list[Guard]] = {g.name: [_minimum(floors.min_channels)] for g in graph.groups}
 

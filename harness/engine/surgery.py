@@ -72,7 +72,8 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
             tensor.grad = None
         touched = {name.rpartition(".")[0] for name, _ in places}
         for module_name in touched:
-            _refresh(model.get_submodule(module_name))
+            dims = after.get(f"{module_name}.weight", {})
+            _refresh(model.get_submodule(module_name), is_narrower=1 in dims)
 
 
 def _places(tensors: Mapping[str, Tensor], name: str, dim: int, kept: Tensor,
@@ -102,15 +103,18 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
             **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _refresh(module: nn.Module) -> None:
-    """Sizes that a module repeats as attributes follow its tensors."""
+def _refresh(module: nn.Module, *, is_narrower: bool) -> None:
+    """Sizes that a module repeats as attributes follow its tensors.
+
+    is_narrower: the plan takes positions of the weight's second dimension, now or before.
+    """
     weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, _CONVOLUTIONS):
-        _refresh_convolution(module, weight)
+        _refresh_convolution(module, weight, is_narrower)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif "num_features" in vars(module):
@@ -119,12 +123,14 @@ def _refresh(module: nn.Module) -> None:
         module.num_parameters = weight.shape[0]
 
 
-def _refresh_convolution(module: nn.Module, weight: Tensor) -> None:
+def _refresh_convolution(module: nn.Module, weight: Tensor, is_narrower: bool) -> None:
     first, second = weight.shape[0], weight.shape[1]
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         module.in_channels, module.out_channels = first, second * module.groups
         return
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    if module.groups > 1 and module.groups == module.in_channels:  # depthwise
+    # A depthwise layer loses whole groups. A grouped one that was cut to one input a group has the
+    # same sizes, but keeps its groups: its plan takes from the second dimension.
+    if module.groups > 1 and module.groups == module.in_channels and not is_narrower:
         module.groups = first // (module.out_channels // module.in_channels)
     module.out_channels, module.in_channels = first, second * module.groups

@@ -5,9 +5,10 @@ trial and its MLflow run, and its stages are in the store.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.config import RunConfig, Study, apply, flat, short, to_yaml
 from harness.console import Screen, TrialLine, count, percent
 from harness.errors import HarnessError, StoreError, StudyError, TrackingError
 from harness.experiment import Experiment, Trial
-from harness.journal import Journal
+from harness.journal import Journal, ending
 from harness.runtime import facts
 from harness.store import FolderStore
 from harness.sweep.ledger import Ledger, ordinal_of
@@ -27,7 +28,18 @@ from harness.sweep.space import Settings, Space
 from harness.tracking import Tracker
 
 FAILURES_IN_A_ROW = 3
+SIZE = ("prune.floors", "prune.round_to")  # settings that say how small a network can become
 CONSTRAINT = "flops_over_budget"  # share of the baseline's FLOPs above the budget; <= 0 is feasible
+
+
+@dataclass(frozen=True)
+class Control:
+    """The champion's settings under another criterion. result: None if it failed, for `reason`."""
+
+    name: str
+    run_id: str
+    result: Result | None
+    reason: str = ""
 
 
 @dataclass
@@ -41,22 +53,21 @@ class Agent:
     tracker: Tracker
     screen: Screen
 
-    def run(self) -> Experiment:
-        """Everything up to the last trial and control. Returns what the report needs."""
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The study's run in MLflow, from start to end."""
         self.run_id = self._open_study_run()
         self._reap_launchers()
-        try:
-            self.experiment = Experiment(self.study.base, self._store(), self.screen)
-            self._write_baseline()
-            self._work()
-        except KeyboardInterrupt:
-            self.tracker.end_run(self.run_id, "KILLED")
-            raise
-        except HarnessError as error:
-            self.tracker.set_tags(self.run_id, {"reason": str(error)[:4000]})
-            self.tracker.end_run(self.run_id, "FAILED")
-            raise
-        return self.experiment
+        with ending(self.tracker, self.run_id):
+            yield
+
+    def run(self) -> None:
+        """Everything up to the last trial."""
+        self.experiment = Experiment(self.study.base, FolderStore(self.home / "stages"),
+                                     self.screen)
+        self._check_budget()
+        self._write_baseline()
+        self._work()
 
     @property
     def budget_macs(self) -> float:
@@ -83,25 +94,22 @@ class Agent:
                     self.screen.message(f"{config.hours} hours are over: no more trials.")
                     return
                 trial = self._ask(space)
-                if trial is None:
-                    continue
+            earlier = self.ledger.earlier(trial.params)
+            if earlier is not None:
+                self.ledger.copy(trial, earlier)
+                continue
             failures = 0 if self._attempt(trial) else failures + 1
             if failures >= FAILURES_IN_A_ROW:
                 raise StudyError(f"{failures} trials in a row failed; the study stops. The reasons "
                                  "stand above and in MLflow. Mend the cause and run it again.")
 
-    def _ask(self, space: Space) -> optuna.Trial | None:
-        """The next settings; None if they were tried before (the stored result was taken)."""
+    def _ask(self, space: Space) -> optuna.Trial:
+        """The next settings, be they new or not."""
         ordinal = len(self.ledger.trials())
         tried = [t.params for t in self.ledger.originals()]
-        trial, settings = space.ask(self.ledger.study, self.study_id, ordinal, tried,
-                                    self.ledger.repeats())
-        earlier = self.ledger.earlier(settings)
+        trial = space.ask(self.ledger.study, self.study_id, ordinal, tried, self.ledger.repeats())
         self.ledger.begin(trial, ordinal)
-        if earlier is None:
-            return trial
-        self.ledger.copy(trial, earlier, CONSTRAINT)
-        return None
+        return trial
 
     def _attempt(self, trial: optuna.Trial) -> bool:
         """Walk one trial. False if it failed; what is no fault of the trial's goes up."""
@@ -111,56 +119,56 @@ class Agent:
         start = time.perf_counter()
         config = apply(self.study.base, settings)
         self.screen.trial(ordinal, named(settings), config.prune.percentage)
-        run_id = self._open_run(trial, "trial", f"trial {ordinal}", config, settings)
         try:
-            done = self._walk(run_id, config, macs=None)
-        except KeyboardInterrupt:
-            self.tracker.end_run(run_id, "KILLED")
-            raise
-        except (StoreError, TrackingError):
+            run_id = self._open_trial_run(trial, config, settings)
+            with ending(self.tracker, run_id):
+                done = self._walk(run_id, config, macs=None)
+        except (KeyboardInterrupt, StoreError, TrackingError):
+            self.ledger.hand_back(trial)
             raise
         except (HarnessError, RuntimeError) as error:  # RuntimeError: torch, out of memory included
             return self._give_up(trial, str(error), settings)
         result = result_of(done, time.perf_counter() - start)
         share = result.last.macs / self.experiment.whole.macs
         self.ledger.finish(trial, result, CONSTRAINT, share - self.study.config.budget.flops)
-        self.tracker.end_run(run_id, "FINISHED")
         self.screen.trial_done(self.line(ordinal, "trial", settings, result))
         return True
 
-    def control(self, name: str, settings: Settings, macs: int) -> Result:
+    def control(self, name: str, settings: Settings, macs: int) -> Control:
         """The same walk with another criterion, down to the same MACs; kept once it is done."""
         done: dict[str, Any] = self.ledger.get("controls", {})
         key = f"{name}/{macs}/{sorted(settings.items())}"
         if key in done:
-            return Result.from_json(done[key]["result"])
+            return Control(name, done[key]["run_id"], Result.from_json(done[key]["result"]))
         start = time.perf_counter()
         config = apply(self.study.base, {**settings, "prune.criterion": name})
         number = len(self.ledger.trials()) + self.study.config.controls.index(name)
         self.screen.trial(number, {**named(settings), "criterion": name}, 100.0, role="control")
         runs: dict[str, str] = self.ledger.get("control_runs", {})
-        run_id = self.tracker.open_run(
-            name=f"control {name}", role="control", study=self.study_id, parent=self.run_id,
-            run_id=runs.get(key), params=self._params(config, settings),
+        run_id = self._open_run(
+            runs.get(key), name=f"control {name}", role="control",
+            params=self._params(config, settings),
             tags={"criterion": name, "settings": str(named(settings))})
         self.ledger.set("control_runs", {**runs, key: run_id})
         try:
-            trial = self._walk(run_id, config, macs=macs)
-        except KeyboardInterrupt:
-            self.tracker.end_run(run_id, "KILLED")
+            with ending(self.tracker, run_id):
+                trial = self._walk(run_id, config, macs=macs)
+        except (StoreError, TrackingError):
             raise
+        except (HarnessError, RuntimeError) as error:  # the trials are none the worse for it
+            self.screen.trial_done(_failed(number, "control", {"criterion": name}, str(error)))
+            return Control(name, run_id, None, str(error))
         result = result_of(trial, time.perf_counter() - start)
-        self.ledger.set("controls", {**self.ledger.get("controls", {}), key: {
+        self.ledger.set("controls", {**done, key: {
             "name": name, "run_id": run_id, "result": result.as_json()}})
-        self.tracker.end_run(run_id, "FINISHED")
         self.screen.trial_done(self.line(number, "control", {**settings, "criterion": name},
                                          result))
-        return result
+        return Control(name, run_id, result)
 
     def _walk(self, run_id: str, config: RunConfig, macs: int | None) -> Trial:
         journal = Journal(self.tracker, run_id, self.experiment.whole)
-        trial = self.experiment.trial(config, macs=macs, budget=int(self.budget_macs),
-                                      on_step=journal.step)
+        budget = int(self.budget_macs) if macs is None else None  # a control is no candidate
+        trial = self.experiment.trial(config, macs=macs, budget=budget, on_step=journal.step)
         journal.layers(trial.steps)
         journal.plans(trial.steps)
         journal.epochs(trial.final)
@@ -177,47 +185,66 @@ class Agent:
         if run_id:
             self.tracker.set_tags(run_id, {"reason": reason[:4000]})
             self.tracker.end_run(run_id, "FAILED")
-        self.screen.trial_done(TrialLine(
-            ordinal_of(trial), "trial", named(settings), "failed", None, None, 0, 0, 0.0, reason))
+        self.screen.trial_done(_failed(ordinal_of(trial), "trial", settings, reason))
         return False
+
+    def _check_budget(self) -> None:
+        """Refuse, before anything is trained, a budget under what all floors allow.
+
+        Raises StudyError.
+        """
+        space, base = self.study.config.space, self.study.base
+        ladders = {path: space[path] for path in space if path.startswith(SIZE)}
+        rungs = [dict(zip(ladders, values)) for values in product(*ladders.values())]
+        least = min(self.experiment.least_macs(apply(base, rung)) for rung in rungs)
+        if least > self.budget_macs:
+            raise StudyError(
+                f"budget.flops: {self.study.config.budget.flops} cannot be met: the floors keep "
+                f"{least / self.experiment.whole.macs:.2%} of the FLOPs. Raise budget.flops, or "
+                "lower prune.floors.")
 
     # Runs.
 
     def _open_study_run(self) -> str:
         config = self.study.config
         run_id = self.ledger.get("run_id")
-        if run_id and self.tracker.status(run_id) == "MISSING":
-            run_id = None  # another MLflow store, or deleted: begin a new page
-        params = {"trials": config.trials, "budget_flops": config.budget.flops,
-                  "sampler": config.sampler.name, "profile": self.study.profile or "default"}
-        run_id = self.tracker.open_run(
-            name=self.study_id, role="study", study=self.study_id, run_id=run_id, params={
-                k: v for k, v in params.items() if k != "trials"}, tags=self._tags())
+        if run_id and self.tracker.status(run_id) == "MISSING" and self.ledger.results():
+            raise StudyError(
+                f"{self.study_id} was begun with another MLflow store, or its run there was "
+                "deleted. Set MLFLOW_TRACKING_URI to that store (by default it is mlflow.db in the "
+                "folder where it was begun), or begin anew with another --home.")
+        run_id = self._open_run(run_id, name=self.study_id, role="study", tags={}, params={
+            "budget_flops": config.budget.flops, "sampler": config.sampler.name})
         self.ledger.set("run_id", run_id)
         self.tracker.log_text(run_id, to_yaml(config), "study.yaml")
         self.tracker.log_text(run_id, to_yaml(self.study.base), "config.yaml")
         return run_id
 
-    def _open_run(self, trial: optuna.Trial, role: str, name: str, config: RunConfig,
-                  settings: Settings) -> str:
-        run_id = trial.user_attrs.get("run_id")
+    def _open_run(self, run_id: str | None, *, name: str, role: str, params: Mapping[str, object],
+                  tags: Mapping[str, str]) -> str:
+        """Make a run of this study, or go on with the one that MLflow has."""
         if run_id and self.tracker.status(run_id) == "MISSING":
             run_id = None
-        run_id = self.tracker.open_run(
-            name=name, role=role, study=self.study_id, parent=self.run_id, run_id=run_id,
-            tags={**self._tags(), "ordinal": str(ordinal_of(trial))},
-            params=self._params(config, settings))
+        again = {"reason": ""} if run_id else {}  # it may have failed an earlier time
+        return self.tracker.open_run(
+            name=name, role=role, study=self.study_id, run_id=run_id, params=params,
+            parent=None if role == "study" else self.run_id,
+            tags={"fingerprint": self.study_id.rpartition("-")[2],
+                  "profile": self.study.profile or "default", **again, **tags})
+
+    def _open_trial_run(self, trial: optuna.Trial, config: RunConfig, settings: Settings) -> str:
+        number = ordinal_of(trial)
+        run_id = self._open_run(
+            trial.user_attrs.get("run_id"), name=f"trial {number}", role="trial",
+            tags={"ordinal": str(number)}, params=self._params(config, settings))
         trial.set_user_attr("run_id", run_id)
         self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
         return run_id
 
     def _params(self, config: RunConfig, settings: Settings) -> dict[str, object]:
-        """Every setting under its path, and the searched ones under their short names too."""
-        return {**flat(config), **named(settings)}
-
-    def _tags(self) -> dict[str, str]:
-        return {"fingerprint": self.study_id.rpartition("-")[2],
-                "profile": self.study.profile or "default"}
+        """Every setting that matters under its path, the searched ones under short names too."""
+        every = {**flat(config), **named(settings), "criterion": config.prune.criterion}
+        return {path: value for path, value in every.items() if path not in config.without_effect}
 
     def _reap_launchers(self) -> None:
         """End the runs of `mlflow run` processes that were killed: nobody else will."""
@@ -237,19 +264,18 @@ class Agent:
         run_id = self.ledger.get("baseline_run")
         if run_id and self.tracker.status(run_id) == "FINISHED":
             return
-        run_id = self.tracker.open_run(
-            name="baseline", role="baseline", study=self.study_id, parent=self.run_id,
-            run_id=run_id if run_id and self.tracker.status(run_id) != "MISSING" else None,
-            params=flat(self.study.base), tags={**self._tags(), **facts(experiment.device)})
+        run_id = self._open_run(run_id, name="baseline", role="baseline",
+                                params=self._params(self.study.base, {}),
+                                tags=facts(experiment.device))
         self.ledger.set("baseline_run", run_id)
-        journal = Journal(self.tracker, run_id, experiment.whole)
-        journal.epochs(baseline)
-        journal.final(baseline, experiment.whole)
-        self.tracker.log_data(run_id, name=experiment.data.name,
-                              digest=experiment.data.fingerprint[:16], context="training")
-        self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
-        self.tracker.set_tags(self.run_id, facts(experiment.device))
-        self.tracker.end_run(run_id, "FINISHED")
+        with ending(self.tracker, run_id):
+            journal = Journal(self.tracker, run_id, experiment.whole)
+            journal.epochs(baseline)
+            journal.final(baseline, experiment.whole)
+            self.tracker.log_data(run_id, name=experiment.data.name,
+                                  digest=experiment.data.fingerprint[:16], context="training")
+            self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
+            self.tracker.set_tags(self.run_id, facts(experiment.device))
 
     # The screen.
 
@@ -265,14 +291,11 @@ class Agent:
                          result.reused, len(result.epochs), result.seconds,
                          None if result.reached else result.reason)
 
-    def _store(self) -> FolderStore:
-        return FolderStore(self.home / "stages")
+
+def _failed(number: int, role: str, settings: Mapping[str, Any], reason: str) -> TrialLine:
+    return TrialLine(number, role, named(settings), "failed", None, None, 0, 0, 0.0, reason)
 
 
 def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under the short names that tables and charts use."""
     return {short(path): value for path, value in settings.items()}
-
-
-def now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")

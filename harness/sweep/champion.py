@@ -13,7 +13,7 @@ from harness.console import count, percent
 from harness.errors import StudyError, unknown
 from harness.evaluate import latencies
 from harness.experiment import load_data, network
-from harness.export import SUFFIXES, export
+from harness.export import SUFFIXES, check_format, export
 from harness.sweep.outcome import Outcome
 
 
@@ -30,14 +30,16 @@ class Report:
 def outcomes(home: Path) -> list[Outcome]:
     """Every finished study of a home, the latest last."""
     files = sorted((home / "studies").glob("*/outcome.json"), key=lambda f: f.stat().st_mtime)
-    return [Outcome.from_json(json.loads(f.read_text())) for f in files]
+    return [_read(file) for file in files]
 
 
 def export_champion(name: str, home: Path, format_: str, out: Path | None) -> Report:
     """Export the champion of the study of this id, or of the latest one of this name.
 
-    Raises StudyError if there is none, ExportError if the file differs from the network.
+    Raises UnknownName for a format, StudyError if there is none, ExportError if it cannot be
+    written or the file differs from the network.
     """
+    check_format(format_)
     outcome = _outcome(name, home)
     champion, baseline = outcome.champion, outcome.baseline
     if champion is None:
@@ -52,8 +54,7 @@ def export_champion(name: str, home: Path, format_: str, out: Path | None) -> Re
 
     dense = load_pruned(whole(), folder / "baseline.safetensors").eval()
     small = load_pruned(whole(), folder / "champion.safetensors").eval()
-    suffix = SUFFIXES.get(format_, "")
-    path = out or home / "exports" / f"{outcome.study_id}{suffix}"
+    path = out or home / "exports" / f"{outcome.study_id}{SUFFIXES[format_]}"
     pictures = data.val.inputs[:32]
     written = export(small, pictures, path, format=format_, parameters=found.parameters,
                      fresh=whole, metadata=found.metadata)
@@ -78,8 +79,16 @@ def export_champion(name: str, home: Path, format_: str, out: Path | None) -> Re
         notes.append(f"use it: torch.export.load('{path}').module()(pictures)")
     if format_ == "state":
         notes.append(f"use it: harness.load_pruned(fresh_network, '{path}')")
-    return Report(f"champion of {outcome.study_id}: trial of {champion.name}",
+    return Report(f"champion of {outcome.study_id}: {champion.name}",
                   ["", "baseline", "champion"], rows, notes)
+
+
+def _read(file: Path) -> Outcome:
+    try:
+        return Outcome.from_json(json.loads(file.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise StudyError(f"{file} is broken, or of another version: {error}. Move it away.",
+                         ) from error
 
 
 def _outcome(name: str, home: Path) -> Outcome:

@@ -14,7 +14,7 @@ from harness.config import apply, short, to_yaml
 from harness.engine.cost import Cost
 from harness.journal import Journal
 from harness.store import write_whole
-from harness.sweep.agent import Agent, named
+from harness.sweep.agent import Agent, Control, named
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.outcome import Outcome, Row
 from harness.sweep.results import Effort, Final, Result, best_within, effort_of
@@ -43,8 +43,8 @@ def conclude(agent: Agent) -> Outcome:
         champion = Found(found.ordinal, found.settings, found.run_id, best[1])
     controls = _controls(agent, champion)
     rows = [_baseline_row(agent)]
-    checkpoint = model = weights = ""
-    notes = _notes(agent, champion)
+    checkpoint = weights = ""
+    notes = _notes(agent)
     if champion is not None:
         stage = _stage(agent, champion)
         checkpoint, weights = _keep(agent, champion, stage)
@@ -52,32 +52,28 @@ def conclude(agent: Agent) -> Outcome:
     members = _front(by_ordinal.values(), results)
     model = _log_models(agent, members, champion)
     rows += [_row(agent, "front", f) for f in members if champion is None or f != champion]
-    rows += [_control_row(agent, name, result, run_id) for name, result, run_id in controls]
-    effort = effort_of([r for _, r in results] + [r for _, r, _ in controls],
-                       len(agent.experiment.baseline.epochs))
+    rows += [_control_row(agent, c.name, c.result, c.run_id) for c in controls if c.result]
+    notes += [f"control {c.name} failed: {c.reason}" for c in controls if not c.result]
+    walked = [r for _, r in results] + [c.result for c in controls if c.result]
+    effort = effort_of(walked, len(agent.experiment.baseline.epochs))
     outcome = Outcome(
         study=agent.study.config.name, study_id=agent.study_id,
         budget=agent.study.config.budget.flops, settings_finished=len(results), rows=tuple(rows),
         epochs_run=effort.run, epochs_naive=effort.naive, baseline_epochs=effort.baseline,
         saved=effort.saved, saved_with_baselines=effort.saved_with_baselines,
-        seconds=sum(r.seconds for _, r in results) + sum(r.seconds for _, r, _ in controls),
+        seconds=sum(r.seconds for r in walked),
         experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
         checkpoint=checkpoint, weights=weights, notes=tuple(notes))
     _write(agent, outcome, effort)
     return outcome
 
 
-def _controls(agent: Agent, champion: Found | None) -> list[tuple[str, Result, str]]:
+def _controls(agent: Agent, champion: Found | None) -> list[Control]:
     """The champion's settings with other criteria, down to the champion's FLOPs."""
     if champion is None:
         return []
-    found = []
-    for name in agent.study.config.controls:
-        result = agent.control(name, dict(champion.settings), champion.final.macs)
-        runs = agent.ledger.get("controls", {}).values()
-        run_id = next(c["run_id"] for c in reversed(list(runs)) if c["name"] == name)
-        found.append((name, result, run_id))
-    return found
+    return [agent.control(name, dict(champion.settings), champion.final.macs)
+            for name in agent.study.config.controls]
 
 
 def _front(trials: Any, results: list[tuple[Any, Result]]) -> list[Found]:
@@ -185,8 +181,12 @@ def _champion_row(agent: Agent, champion: Found, stage: Stage) -> Row:
     test = _test_accuracy(agent, stage)
     journal = Journal(agent.tracker, champion.run_id, agent.experiment.whole)
     journal.summary({"final_test_accuracy": test}, int(stage.facts["made_ms"]))
+    before = agent.ledger.get("champion_run", champion.run_id)
+    if before != champion.run_id:  # more trials have found a better one
+        agent.tracker.set_tags(before, {"champion": "no"})
     agent.tracker.set_tags(champion.run_id, {"champion": "yes",
                                              "champion.step": str(champion.final.step)})
+    agent.ledger.set("champion_run", champion.run_id)
     return _row(agent, "champion", champion, test)
 
 
@@ -206,11 +206,8 @@ def _final_row(agent: Agent, role: str, name: str, settings: Mapping[str, Any], 
                final.macs, final.params, final.filters, final.percentage, final.key, run_id, test)
 
 
-def _notes(agent: Agent, champion: Found | None) -> list[str]:
+def _notes(agent: Agent) -> list[str]:
     notes = [f"never cut: {g} ({why})" for g, why in agent.experiment.frozen.items()]
-    if champion is None:
-        notes.append("no trial came within the budget: raise budget.flops, lower the floors, or "
-                     "let prune.percentage go further.")
     failed = [t for t in agent.ledger.originals() if "reason" in t.user_attrs]
     notes += [f"trial {ordinal_of(t)} failed: {t.user_attrs['reason']}" for t in failed]
     return notes
@@ -235,13 +232,16 @@ def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
     if best is not None:
         metrics |= {"champion_val_accuracy": best.accuracy, "champion_flops_share": best.share,
                     "champion_test_accuracy": float(best.test_accuracy or 0.0)}
-    journal.summary(metrics, int(agent.experiment.baseline.facts["made_ms"]))
+    journal.summary(metrics, _ended_ms(agent))
     agent.tracker.set_tags(agent.run_id, {"view": outcome.view, "champion.weights": outcome.weights,
                                           "champion.model": outcome.model})
-    agent.tracker.end_run(agent.run_id, "FINISHED")
-    agent.ledger.set("outcome", outcome.as_json())
     folder = Path(agent.home) / "studies" / agent.study_id
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "outcome.json", json.dumps(outcome.as_json(), indent=1).encode())
 
 
+def _ended_ms(agent: Agent) -> int:
+    """When the last trial ended: MLflow shows the summaries of the latest end, and each once."""
+    ends = [t.datetime_complete for t in agent.ledger.originals() if t.datetime_complete]
+    made = int(agent.experiment.baseline.facts["made_ms"])
+    return max([made, *(int(1000 * end.timestamp()) for end in ends)])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from harness.config import Study, differences, fingerprint, identity, short
@@ -14,7 +15,7 @@ from harness.sweep.conclude import conclude
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import Outcome
 from harness.sweep.results import Result
-from harness.sweep.storage import open_study, study_names
+from harness.sweep.storage import open_study, study_names, told
 from harness.tracking import Tracker
 
 
@@ -30,17 +31,19 @@ def conduct(study: Study, home: Path, url: str, open_tracker: Callable[[], Track
     Raises StudyError if another process is at work on it.
     """
     name = study_id(study)
-    with _alone(name, home):
+    with _alone(name, home), told(url):
         ledger = Ledger(open_study(name, url, home / "locks"))
         done = _finished(ledger, study)
         if done is not None:
             return done, False
         _say_what_changed(study, name, url, home, ledger, screen)
         agent = Agent(study, name, home, ledger, open_tracker(), screen)
-        planned = study.config.trials
-        screen.study(name, len(ledger.results()), planned)
-        agent.run()
-        return conclude(agent), True
+        screen.study(name, len(ledger.results()), study.config.trials)
+        with agent.opened():
+            agent.run()
+            outcome = conclude(agent)
+        ledger.set("outcome", outcome.as_json())  # last: from here on the study is finished
+        return outcome, True
 
 
 def _finished(ledger: Ledger, study: Study) -> Outcome | None:
@@ -48,11 +51,10 @@ def _finished(ledger: Ledger, study: Study) -> Outcome | None:
     if facts is None:
         return None
     outcome = Outcome.from_json(facts)
-    tried = len(ledger.originals())
-    size = 1
-    for ladder in study.config.space.values():
-        size *= len(ladder)
-    return outcome if outcome.settings_finished >= study.config.trials or tried >= size else None
+    space = prod(len(ladder) for ladder in study.config.space.values())
+    is_all = (len(ledger.originals()) >= space
+              and outcome.settings_finished == len(ledger.results()))
+    return outcome if is_all or outcome.settings_finished >= study.config.trials else None
 
 
 @dataclass(frozen=True)

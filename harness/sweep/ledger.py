@@ -57,6 +57,10 @@ class Ledger:
         trial.set_user_attr("tries", tries)
         return tries <= MOST_TRIES
 
+    def hand_back(self, trial: optuna.Trial) -> None:
+        """A try that was cut short from outside does not count."""
+        trial.set_user_attr("tries", int(trial.user_attrs["tries"]) - 1)
+
     def finish(self, trial: optuna.Trial, result: Result, budget: str, excess: float) -> None:
         """Complete: value is the last step's accuracy, constraint its FLOPs over the budget."""
         trial.set_user_attr("result", result.as_json())
@@ -68,7 +72,7 @@ class Ledger:
         trial.set_user_attr("ended", time.time())
         self.study.tell(trial, state=TrialState.FAIL)
 
-    def copy(self, trial: optuna.Trial, of: FrozenTrial, budget: str) -> None:
+    def copy(self, trial: optuna.Trial, of: FrozenTrial) -> None:
         """An exact duplicate takes the stored result; it is no setting of its own."""
         trial.set_user_attr("duplicate_of", int(of.user_attrs["ordinal"]))
         if of.state == TrialState.COMPLETE:

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.config import RunConfig, fingerprint, flat, short, to_yaml
 from harness.console import Screen, TrialLine, count, percent
 from harness.experiment import Experiment
-from harness.journal import Journal
+from harness.journal import Journal, ending
 from harness.runtime import facts
 from harness.store import FolderStore
 from harness.sweep.results import result_of
@@ -33,7 +33,7 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
     identity = f"{config.name}-{fingerprint(config)}"
     run_id = tracker.open_run(name=identity, role="run", study=identity,
                               params={short(path): value for path, value in flat(config).items()})
-    try:
+    with ending(tracker, run_id):
         tracker.log_text(run_id, to_yaml(config), "config.yaml")
         screen.study(identity, 0, 1)
         experiment = Experiment(config, FolderStore(home / "stages"), screen)
@@ -42,19 +42,15 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
         screen.trial(0, {}, config.prune.percentage)
         journal = Journal(tracker, run_id, experiment.whole)
         trial = experiment.trial(config, on_step=journal.step)
-    except BaseException as error:
-        tracker.end_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    journal.layers(trial.steps)
-    journal.plans(trial.steps)
-    journal.epochs(trial.final)
-    tests = {"baseline": experiment.test_accuracy(experiment.baseline),
-             "pruned": experiment.test_accuracy(trial.final)}
-    journal.final(trial.final, trial.last.cost, test_accuracy=tests["pruned"])
-    tracker.log_model(run_id, experiment.model(trial.final), experiment.data.val.inputs[:2],
-                      name="pruned", labels=experiment.data.labels)
-    tracker.set_tags(run_id, {"stop_reason": trial.reason[:4000]})
-    tracker.end_run(run_id, "FINISHED")
+        journal.layers(trial.steps)
+        journal.plans(trial.steps)
+        journal.epochs(trial.final)
+        tests = {"baseline": experiment.test_accuracy(experiment.baseline),
+                 "pruned": experiment.test_accuracy(trial.final)}
+        journal.final(trial.final, trial.last.cost, test_accuracy=tests["pruned"])
+        tracker.log_model(run_id, experiment.model(trial.final), experiment.data.val.inputs[:2],
+                          name="pruned", labels=experiment.data.labels)
+        tracker.set_tags(run_id, {"stop_reason": trial.reason[:4000]})
     result = result_of(trial, time.perf_counter() - start)
     share = trial.last.macs / experiment.whole.macs
     screen.trial_done(TrialLine(0, "trial", {}, "finished" if trial.reached else "stopped",

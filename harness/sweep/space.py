@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
 
 Settings = dict[str, Any]
 DUPLICATES_IN_A_ROW = 5  # then something new is drawn at random
@@ -35,18 +36,19 @@ class Space:
         return total
 
     def ask(self, study: optuna.Study, name: str, ordinal: int,
-            seen: Sequence[Settings], repeats: int) -> tuple[optuna.Trial, Settings]:
-        """Suggestion number `ordinal` of the study, and the Optuna trial that carries it.
+            seen: Sequence[Settings], repeats: int) -> optuna.Trial:
+        """Suggestion number `ordinal` of the study, as the Optuna trial that carries it.
 
         After several suggestions that were tried before, one that was not is drawn.
         """
         seed = int(hashlib.sha256(f"{name}/{self.seed}/{ordinal}".encode()).hexdigest()[:8], 16)
         study.sampler = _sampler(self.sampler, seed, self.startup)
-        if repeats >= DUPLICATES_IN_A_ROW:
+        # What waits was put there by a process that died before it took it.
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if repeats >= DUPLICATES_IN_A_ROW and not waiting:
             study.enqueue_trial(self._unseen(seen, seed))
-        trial = study.ask({path: CategoricalDistribution(list(ladder))
-                           for path, ladder in self.ladders.items()})
-        return trial, dict(trial.params)
+        return study.ask({path: CategoricalDistribution(list(ladder))
+                          for path, ladder in self.ladders.items()})
 
     def _unseen(self, seen: Sequence[Settings], seed: int) -> Settings:
         tried = {same(s) for s in seen}

@@ -1,10 +1,13 @@
 """Open a study's storage, safely and quickly: first contact is locked, SQLite is in WAL mode."""
 
+import re
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import event
@@ -14,7 +17,8 @@ from harness.errors import StudyError
 from harness.store import locked
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-REFUSALS = (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError)
+FAILURES = (SQLAlchemyError, OptunaError)
+REFUSALS = (*FAILURES, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError)
 
 
 def open_study(name: str, url: str, locks: Path) -> optuna.Study:
@@ -29,6 +33,16 @@ def open_study(name: str, url: str, locks: Path) -> optuna.Study:
                                        directions=[StudyDirection.MAXIMIZE])
     except REFUSALS as error:
         raise _cannot_open(url, error) from error
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """Turn what the storage raises while a study is at work on it into a StudyError."""
+    try:
+        yield
+    except FAILURES as error:
+        raise StudyError(f"the study storage {_shown(url)} failed: {_reason(error)}. Nothing is "
+                         "lost: mend it, and run the same command again.") from error
 
 
 def study_names(url: str, locks: Path) -> list[str]:
@@ -64,7 +78,18 @@ def _storage(url: str) -> RDBStorage:
 
 
 def _cannot_open(url: str, error: Exception) -> StudyError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return StudyError(f"the study storage {url} cannot be opened: {reason}. Name another with "
-                      "--storage (sqlite:///FILE or postgresql+psycopg://...), or move the broken "
-                      "file away; stages and MLflow runs are kept apart from it.")
+    return StudyError(f"the study storage {_shown(url)} cannot be opened: {_reason(error)}. Name "
+                      "another with --storage (sqlite:///FILE or postgresql+psycopg://...), or "
+                      "move the broken file away; stages and MLflow runs are kept apart from it.")
+
+
+def _reason(error: Exception) -> str:
+    # The first cause: the driver's words, not the query around them.
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
+
+
+def _shown(url: str) -> str:
+    """The address without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)

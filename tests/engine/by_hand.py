@@ -56,7 +56,7 @@ def silenced(model: nn.Module, plan: Plan) -> nn.Module:
     tensors they are is found out from the modules, not from the engine's groups.
     """
     dense = copy.deepcopy(model)
-    modules = dict(dense.named_modules())
+    modules = dict(dense.named_modules(remove_duplicate=False))
     with torch.no_grad():
         for name, tensor in dict(dense.named_parameters(remove_duplicate=False)).items():
             owner = modules[name.rpartition(".")[0]]

@@ -14,8 +14,6 @@ from harness.engine.graph import Graph, trace
 from harness.engine.surgery import cut
 from harness.models import build
 
-every_net = pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
-
 
 def known(name: str) -> nets.Net:
     """A small version of one of our networks, at a tiny input."""
@@ -51,11 +49,13 @@ def test_counts_are_those_of_the_model_whole_and_cut(net: nets.Net) -> None:
     check(model, example, graph.cost(plan))
 
 
-@every_net
+IN_MODULES = [n for n in nets.ALL
+              if n not in (nets.functional, nets.tied_weights, nets.tied_transposed)]
+
+
+@pytest.mark.parametrize("net", IN_MODULES, ids=nets.name)
 def test_filters_are_output_channels_of_convolutions(net: nets.Net) -> None:
     model, _, graph = traced(net)
-    if isinstance(model, nets.Functional | nets.Tied | nets.Autoencoder):
-        pytest.skip("its convolutions are not its modules")
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
     def filters() -> int:
@@ -66,6 +66,16 @@ def test_filters_are_output_channels_of_convolutions(net: nets.Net) -> None:
     plan = graph.plan({g.name: range(1, g.channels) for g in graph.groups})
     cut(model, graph.whole(), plan)
     assert graph.cost(plan).filters == filters() == graph.cost().filters - removed
+
+
+def test_filters_of_convolutions_that_are_no_modules_count_too() -> None:
+    """Two of them under one module; and a weight under two names counts once."""
+    _, _, functional = traced(nets.functional)
+    assert functional.cost().filters == 6 + 8 + 5
+    assert {g.name: int(g.filters.sum()) for g in functional.groups} == {
+        "0.stem.0": 6, "0.kernel": 8, "0.second": 5, "0.head.2": 0}
+    _, _, tied = traced(nets.tied_weights)
+    assert tied.cost().filters == 6 + 6
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def three_filters() -> tuple[nn.Sequential, Graph]:
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 1, 1))
     with torch.no_grad():
         weight = torch.tensor([[3.0, -4.0], [0.0, 0.0], [-1.0, 0.0]])
-        model[0].weight.copy_(weight.reshape(3, 2, 1, 1))  # type: ignore[operator, union-attr]
+        model[0].weight.copy_(weight.reshape(3, 2, 1, 1))  # type: ignore[operator]
     return model, trace(model, torch.zeros(1, 2, 2, 2))
 
 
@@ -72,7 +72,8 @@ def test_members_of_a_group_are_added_up() -> None:
     model, _, graph = traced(nets.residual)
     second, around = (model.get_parameter(f"2.{n}.weight") for n in ("second.0", "around"))
     assert scored(model, graph, "l2")["2.second.0"] == pytest.approx(
-        sum(w.square().sum((1, 2, 3)).sqrt() for w in (second, around)).tolist())
+        (second.square().sum((1, 2, 3)).sqrt()
+         + around.square().sum((1, 2, 3)).sqrt()).tolist())
 
 
 def test_writers_of_parts_score_their_own_channels() -> None:

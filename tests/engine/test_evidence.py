@@ -177,7 +177,7 @@ def test_gates_change_no_bit_of_a_training(net: nets.Net) -> None:
 
 def test_gates_change_no_bit_with_channels_last() -> None:
     model, example, graph = traced(nets.residual)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     example = (example[0].to(memory_format=torch.channels_last),)
     plain = train(copy.deepcopy(model), graph, example, watched=False)
     gated = train(model, graph, example, watched=True)
@@ -238,8 +238,8 @@ def test_no_batches_are_an_error() -> None:
 def test_a_layer_that_is_no_module_cannot_be_weighed() -> None:
     """It is named; without it the others can."""
     model, example, graph = traced(nets.functional)
-    with pytest.raises(GraphError, match="these layers are none: kernel"):
+    with pytest.raises(GraphError, match="these layers are none: 0.kernel, 0.second"):
         Watch(model, graph)
-    rest = graph.freeze({"kernel": "ignored"})
+    rest = graph.freeze({"0.kernel": "ignored", "0.second": "ignored"})
     activity = taylor_pass(model, rest, [(example[0], torch.tensor([0, 1]))], F.cross_entropy)
-    assert set(activity) == {"stem.1"}
+    assert set(activity) == {"0.stem.1", "0.head.2"}

@@ -120,6 +120,23 @@ def test_a_layer_that_cannot_be_cut_at_all_is_listed() -> None:
     assert graph.frozen["0.0"] == "its filters go with an input that cannot be cut"
 
 
+def test_a_layer_that_the_forward_never_calls_is_listed() -> None:
+    model = nn.ModuleDict({"first": nn.Linear(4, 6), "spare": nn.Linear(6, 6)})
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.last = model, nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.layers["first"](x))
+            return out
+
+    graph = trace(Partly(), torch.zeros(2, 4))
+    assert graph.frozen == {"last": "output of the network",
+                            "layers.spare": "no traced forward uses it"}
+
+
 @pytest.mark.parametrize("case", nets.REFUSED)
 def test_what_is_not_understood_is_refused_by_name(case: str) -> None:
     net, group, reason = nets.REFUSED[case]
@@ -134,7 +151,7 @@ def test_every_convolution_is_in_a_group_or_refused(net: nets.Net) -> None:
     _, _, graph = traced(net)
     written = {layer for group in graph.groups for layer in group.layers}
     for weight in graph.convolutions:
-        layer = weight.rpartition(".")[0] or weight
+        layer = weight.removesuffix(".weight")
         assert layer in written or layer in graph.frozen, layer
 
 

@@ -78,7 +78,8 @@ def test_sizes_repeated_as_attributes_follow_the_tensors(net: nets.Net) -> None:
     cut(model, graph.whole(), random_plan(graph, seed=5))
     found = 0
     for name, module in model.named_modules():
-        shape = tuple(getattr(module, "weight", None).shape) if _has_weight(module) else ()
+        weight = getattr(module, "weight", None)
+        shape = () if weight is None else tuple(weight.shape)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             expected = (module.out_channels, module.in_channels // module.groups)
             assert shape[:2] == expected, name
@@ -98,10 +99,6 @@ def test_sizes_repeated_as_attributes_follow_the_tensors(net: nets.Net) -> None:
     assert found >= 2
 
 
-def _has_weight(module: nn.Module) -> bool:
-    return getattr(module, "weight", None) is not None
-
-
 @every_net
 def test_a_cut_network_traces_to_the_same_groups(net: nets.Net) -> None:
     """What is left is a network like any other, as wide as the plan says."""
@@ -113,6 +110,21 @@ def test_a_cut_network_traces_to_the_same_groups(net: nets.Net) -> None:
     again = trace(model, example if len(example) > 1 else example[0])
     assert {g.name: g.channels for g in again.groups} == {n: len(k) for n, k in plan.kept.items()}
     assert again.frozen == graph.frozen
+
+
+def test_a_grouped_layer_with_one_input_a_group_is_not_taken_for_a_depthwise_one() -> None:
+    """Cut to one input a group first, then its outputs: the groups stay."""
+    model, example, graph = traced(nets.grouped)  # 3 -> 8 -> 12 in 4 groups -> 6 in 2
+    first = graph.plan({"0.0": [1]})
+    second = graph.plan({"0.0": [1], "1.0": [0, 2]})
+    expected = run(silenced(model, second), example)
+    layer = model.get_submodule("1.0")
+    assert isinstance(layer, nn.Conv2d)
+    cut(model, graph.whole(), first)
+    assert (layer.in_channels, layer.groups, layer.out_channels) == (4, 4, 12)
+    cut(model, first, second)
+    assert (layer.in_channels, layer.groups, layer.out_channels) == (4, 4, 8)
+    torch.testing.assert_close(run(model, example), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_tied_weights_stay_tied() -> None:

@@ -1,0 +1,444 @@
+"""`prune` from outside: exactly what is asked, in place, all or nothing."""
+
+import copy
+
+import nets
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import harness
+from engine.by_hand import (
+    as_tuple,
+    counted_macs,
+    num_parameters,
+    outputs,
+    run,
+    silenced,
+    snapshot,
+)
+from harness.engine import pruner
+from harness.engine.certificate import Certificate
+from harness.engine.evidence import Evidence
+from harness.engine.graph import Group, Plan, trace
+from harness.engine.pruner import Forward, Result, prune, try_cut
+from harness.engine.surgery import cut
+from harness.errors import (
+    ConfigError,
+    GraphError,
+    HarnessError,
+    SurgeryError,
+    TargetError,
+    UnknownName,
+)
+
+
+def same_as_silenced(whole: nn.Module, result: Result, example: tuple[Tensor, ...]) -> None:
+    expected = run(silenced(whole, result.plan), example)
+    torch.testing.assert_close(run(result.model, example), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
+def test_any_network_is_pruned_exactly(net: nets.Net) -> None:
+    """The same object, smaller; counts as PyTorch counts; the certificate and the test agree."""
+    model, example = net()
+    whole = copy.deepcopy(model)
+    result = prune(model, example, target={"channels": 0.4})
+    assert result.model is model
+    assert result.certificate is not None
+    assert result.certificate.certified
+    same_as_silenced(whole, result, as_tuple(example))
+    assert (result.before.params, result.after.params) == (
+        num_parameters(whole), num_parameters(model))
+    assert result.after.macs == counted_macs(model, as_tuple(example))
+    left = sum(map(len, result.plan.kept.values()))
+    total = sum(g.channels for g in result.graph.groups)
+    assert left <= 0.6 * total < left + 1
+    assert all(reason for reason in result.frozen.values())
+
+
+@pytest.mark.parametrize("case", nets.REFUSED)
+def test_what_is_refused_stays_whole_and_the_rest_is_cut(case: str) -> None:
+    net, group, _ = nets.REFUSED[case]
+    model, example = net()
+    before = {n: p.shape for n, p in model.named_parameters()}
+    if case == "transposed_view":
+        with pytest.raises(TargetError, match="first.weight is also used by t"):
+            prune(model, example, target={"channels": 0.3})
+        assert {n: p.shape for n, p in model.named_parameters()} == before
+        return
+    result = prune(model, example, target={"channels": 0.2})
+    assert result.certificate is not None
+    assert result.certificate.certified
+    assert group in result.frozen
+    assert len(outputs(model(*as_tuple(example)))[0]) == 2
+
+
+def test_it_is_the_packages_own_name() -> None:
+    assert harness.prune is prune
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resource", ["filters", "channels", "params", "macs", "flops"])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_the_share_asked_for_goes_and_no_channel_more(resource: str, share: float) -> None:
+    model, example = nets.flatten()
+    result = prune(model, example, target={resource: share})
+    whole, graph = result.before, result.graph
+
+    def left(plan: Plan) -> int:
+        if resource == "channels":
+            return sum(map(len, plan.kept.values()))
+        return int(getattr(graph.cost(plan), resource))
+
+    total = 16 if resource == "channels" else int(getattr(whole, resource))
+    limit = (1 - share) * total + 1e-6
+    assert left(result.plan) <= limit
+    one_more = 0
+    for group in graph.groups:  # giving any one channel back breaks the target
+        gone = set(range(group.channels)) - set(result.plan.kept[group.name].tolist())
+        for channel in gone:
+            kept = [*result.plan.kept[group.name].tolist(), channel]
+            one_more += left(graph.plan({**result.plan.kept, group.name: kept})) > limit
+    assert one_more
+
+
+def test_several_targets_are_all_met() -> None:
+    model, example = nets.residual()
+    result = prune(model, example, target={"filters": 0.2, "params": 0.6})
+    assert result.after.filters <= 0.8 * result.before.filters
+    assert result.after.params <= 0.4 * result.before.params
+
+
+@pytest.mark.parametrize("round_to", [2, 4])
+def test_widths_become_multiples(round_to: int) -> None:
+    model, example = nets.residual()
+    result = prune(model, example, target={"macs": 0.3}, round_to=round_to)
+    assert result.after.macs <= 0.7 * result.before.macs
+    widths = {g.name: (len(result.plan.kept[g.name]), g.channels) for g in result.graph.groups}
+    assert all(width % round_to == 0 or width == whole for width, whole in widths.values())
+
+
+def test_the_lowest_l1_norms_go() -> None:
+    model, example = nets.chain()
+    norms = model.get_parameter("0.0.weight").abs().sum((1, 2, 3))
+    lowest = set(norms.argsort()[:3].tolist())
+    result = prune(model, example, target={"filters": 3 / 14}, ignore=["2"])
+    assert set(range(8)) - set(result.plan.kept["0.0"].tolist()) == lowest
+
+
+def test_a_users_criterion_chooses() -> None:
+    def last_first(group: Group, evidence: Evidence) -> Tensor:
+        return torch.arange(group.channels).flip(0)
+
+    model, example = nets.chain()
+    result = prune(model, example, target={"filters": 0.5}, criterion=last_first,
+                   normalize="none", ignore=["2"])
+    assert result.plan.as_json() == {"0.0": [0]}
+
+
+def test_taylor_needs_batches_and_then_cuts() -> None:
+    model, example = nets.residual()
+    assert isinstance(example, Tensor)
+    with pytest.raises(GraphError, match=r"give batches=\[\(input, target\)"):
+        prune(model, example, target={"filters": 0.5}, criterion="taylor")
+    whole = copy.deepcopy(model)
+    data = [(example, torch.tensor([0, 3]))]
+    result = prune(model, example, target={"filters": 0.5}, criterion="taylor", batches=data)
+    same_as_silenced(whole, result, (example,))
+    again = copy.deepcopy(whole)
+    plan = prune(again, example, target={"filters": 0.5}, criterion="taylor", batches=data).plan
+    assert plan == result.plan
+
+
+def test_random_repeats_with_its_seed() -> None:
+    def cut_by(seed: int) -> Result:
+        model, example = nets.residual()
+        return prune(model, example, target={"filters": 0.5}, criterion="random", seed=seed)
+
+    assert cut_by(0).plan == cut_by(0).plan
+    assert cut_by(0).plan != cut_by(1).plan
+
+
+def test_what_is_ignored_stays() -> None:
+    """A parent's name covers its children; whatever is coupled to them stays too."""
+    model, example = nets.residual()
+    result = prune(model, example, target={"filters": 0.2}, ignore=["1"])
+    assert result.frozen["0.0"] == "ignored by name (1)"  # the sum with 1.second
+    assert set(result.plan.kept) == {"2.first.0", "2.second.0"}
+
+
+def test_shares_are_of_the_whole_network_whatever_is_ignored() -> None:
+    """Half of the 14 channels, though only 8 may go; more than those is out of reach."""
+    model, example = nets.chain()
+    result = prune(model, example, target={"channels": 0.5}, ignore=["2"])
+    assert result.plan.as_json().keys() == {"0.0"}
+    assert len(result.plan.kept["0.0"]) == 1
+    model, example = nets.chain()
+    with pytest.raises(TargetError, match=r"50\.0% of the channels can go, 60\.0% asked"):
+        prune(model, example, target={"channels": 0.6}, ignore=["2"])
+
+
+def test_floors_are_given_as_names_too() -> None:
+    model, example = nets.chain()
+    result = prune(model, example, target={"filters": 0.5}, floors={"layer_min": 0.5})
+    assert [len(k) for k in result.plan.kept.values()] == [4, 3]
+
+
+def test_the_certificate_can_be_left_out() -> None:
+    model, example = nets.chain()
+    assert prune(model, example, target={"filters": 0.5}, certify_cut=False).certificate is None
+
+
+def test_modes_and_what_is_trained_stay() -> None:
+    model, example = nets.residual()
+    model.train()
+    model.get_submodule("1").eval()
+    model.get_parameter("0.0.weight").requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    wanted = {n: p.requires_grad for n, p in model.named_parameters()}
+    generator = torch.get_rng_state()
+    prune(model, example, target={"filters": 0.5})
+    assert [m.training for m in model.modules()] == modes
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == wanted
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+# --- what cannot be done --------------------------------------------------------------------------
+
+
+def test_a_target_out_of_reach_says_what_is_nearest_and_why() -> None:
+    """Nothing is touched. By hand: of 8 + 6 filters 4 + 3 can go."""
+    model, example = nets.chain()
+    before = snapshot(model)
+    with pytest.raises(TargetError) as caught:
+        prune(model, example, target={"filters": 0.7}, floors={"layer_min": 0.5})
+    text = str(caught.value)
+    assert "50.0% of the filters can go, 70.0% asked" in text
+    assert "0.0: layer_min: 0.0 keeps 0.5 of its channels" in text
+    assert "3.2: output of the network" in text
+    assert snapshot(model) == before
+
+
+def test_of_nothing_nothing_can_go() -> None:
+    model, example = nets.multilayer_perceptron()
+    with pytest.raises(TargetError, match=r"0\.0% of the filters can go, 50\.0% asked"):
+        prune(model, example, target={"filters": 0.5})
+    with pytest.raises(TargetError, match=r"0\.0% of the channels can go"):
+        prune(nn.Linear(3, 2), torch.randn(2, 3), target={"channels": 0.5})
+
+
+class Sized(nn.Module):
+    """Sizes stand in the forward, for both of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 6)
+        self.last = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x)).view(-1, 8)
+        out: Tensor = self.last(self.second(hidden).view(-1, 6))
+        return out
+
+
+def test_sizes_in_the_forward_freeze_their_groups() -> None:
+    """The cut is undone, the group is named, and the selection is made again."""
+    model, example = nets.size_in_view()
+    whole = copy.deepcopy(model)
+    result = prune(model, example, target={"filters": 0.3})
+    assert result.frozen["second"].startswith("size written in forward (RuntimeError: ")
+    assert [len(k) for k in result.plan.kept.values()] == [3]  # 5 of the 14 filters
+    same_as_silenced(whole, result, as_tuple(example))
+
+
+def test_sizes_everywhere_leave_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, example = Sized(), torch.randn(2, 5)
+    model(example).sum().backward()
+    before = snapshot(model)
+    with pytest.raises(TargetError, match="first: size written in forward"):
+        prune(model, example, target={"channels": 0.5})
+    assert snapshot(model) == before
+
+
+class SizedInTraining(nn.Module):
+    """Only the train-mode forward holds a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.aux = nn.Linear(5, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        out: Tensor = self.last(x)
+        return out + self.aux(x.view(-1, 8)) if self.training else out
+
+
+def test_the_train_mode_forward_is_tried_too() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(TargetError, match="size written in forward"):
+        prune(SizedInTraining(), torch.randn(2, 5), target={"channels": 0.5})
+
+
+class Averages(nn.Module):
+    """Divides by the number of its channels: a cut changes what is computed, at any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        out: Tensor = self.last(F.relu(self.second(x / x.shape[1])))
+        return out
+
+
+def test_a_cut_that_changes_the_outputs_is_refused_by_name() -> None:
+    torch.manual_seed(0)
+    model, example = Averages(), torch.randn(4, 5)
+    before = snapshot(model)
+    with pytest.raises(SurgeryError, match="alone, these groups differ: first"):
+        prune(model, example, target={"channels": 0.5})
+    assert snapshot(model) == before
+    result = prune(model, example, target={"channels": 0.3}, ignore=["first"])
+    assert result.plan.kept.keys() == {"second"}
+
+
+class OtherShuffle(nn.Module):
+    """Splits channels the other way round: which factor of 12 a cut shrinks is not written down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, *size = x.shape
+        x = x.view(batch, channels // 3, 3, *size)
+        return x.transpose(1, 2).reshape(batch, channels, *size)
+
+
+def test_an_order_that_cannot_be_known_is_not_guessed() -> None:
+    model, example = nets.made(lambda: nn.Sequential(
+        nn.Conv2d(3, 12, 3), OtherShuffle(), nn.Conv2d(12, 6, 1), nets.head(6)), (2, 3, 8, 8))
+    before = snapshot(model)
+    with pytest.raises((SurgeryError, TargetError), match="0"):
+        prune(model, example, target={"filters": 0.4}, ignore=["2"])
+    assert snapshot(model) == before
+
+
+def test_a_broken_certificate_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, example = nets.depthwise()
+    model(*as_tuple(example)).sum().backward()
+    before = snapshot(model)
+    monkeypatch.setattr(pruner, "certify",
+                        lambda *_: Certificate(difference=0.5, control=1, tolerance=1e-8, dtype=""))
+    with pytest.raises(SurgeryError, match=r"difference 0\.5 of the spread, tolerance 1e-08"):
+        prune(model, example, target={"filters": 0.5})
+    assert snapshot(model) == before
+
+
+def test_an_interruption_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> Certificate:
+        raise KeyboardInterrupt
+
+    model, example = nets.depthwise()
+    before = snapshot(model)
+    monkeypatch.setattr(pruner, "certify", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, example, target={"filters": 0.5})
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(("arguments", "error", "words"), [
+    ({"target": {"filtres": 0.5}}, ConfigError, "unknown resource 'filtres'. Nearest: filters"),
+    ({"target": {"filters": 50}}, ConfigError, "filters: 50 must be a share above 0 and below 1"),
+    ({"target": {"filters": 0.0, "macs": 1.0}}, ConfigError, "macs: 1.0 must be a share"),
+    ({"target": {}}, ConfigError, "name one of filters"),
+    ({"criterion": "talyor"}, UnknownName, "Nearest: taylor"),
+    ({"normalize": "maen"}, UnknownName, "Nearest: mean"),
+    ({"floors": {"layer_mni": 0.5}}, ConfigError, "unknown floor 'layer_mni'. Nearest: layer_min"),
+    ({"floors": {"layer_min": 2.0}}, ConfigError, "floors.layer_min: 2.0 must be from 0 to 1"),
+    ({"round_to": 0}, ConfigError, "round_to: 0 must be at least 1"),
+    ({"ignore": ["0.9"]}, UnknownName, "ignore: unknown module '0.9'. Nearest: 0.2, 0.1, 0.0"),
+])
+def test_mistakes_are_said_before_anything_is_touched(
+        arguments: dict[str, object], error: type[HarnessError], words: str) -> None:
+    model, example = nets.chain()
+    before = snapshot(model)
+    with pytest.raises(error) as caught:
+        prune(model, example, **{"target": {"filters": 0.5}, **arguments})
+    assert words in str(caught.value)
+    assert snapshot(model) == before
+
+
+# --- the forward that is tried --------------------------------------------------------------------
+
+
+def test_trying_the_forward_changes_nothing() -> None:
+    """Weights, statistics and the random generator, on a real copy (meta holds no values) too."""
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.drop = nets.chain()[0], nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.drop(self.body(x))
+            return out if out.sum() > 0 else -out
+
+    model, example = Decides(), torch.randn(2, 3, 8, 8)
+    before, generator = snapshot(model), torch.get_rng_state()
+    assert Forward(model, example).failure() is None
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_nothing_of_a_trial_stays_in_the_model() -> None:
+    """What a forward keeps for later is kept by the copies on which it is tried."""
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = nets.chain()[0], 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            out: Tensor = self.body(x)
+            return out
+
+    model = Counts().eval()
+    prune(model, torch.randn(2, 3, 8, 8), target={"filters": 0.3})
+    assert model.calls == 0
+
+
+def test_a_mode_that_never_ran_is_not_asked_for() -> None:
+    """Batch norm cannot train on one value a channel; that is not the cut's fault."""
+    model, _ = nets.multilayer_perceptron()
+    prune(model, torch.randn(1, 5), target={"channels": 0.5})
+
+
+def test_tied_weights_are_tried_and_pruned_as_one() -> None:
+    model, example = nets.tied_weights()
+    assert isinstance(model, nets.Tied)
+    forward = Forward(model, example)
+    assert forward.failure() is None
+    graph = trace(model, example)
+    culprits, certificate = try_cut(model, graph, graph.whole(), graph.plan({"stem.0": [0, 2]}),
+                                    example)
+    assert culprits == {}
+    assert certificate is not None
+    assert certificate.certified
+    assert model.one.weight is model.two.weight
+    model.one.weight.data = torch.randn(2, 3, 3, 3)  # no longer fits what it reads
+    assert "RuntimeError" in str(forward.failure())
+
+
+def test_a_group_is_found_guilty_alone() -> None:
+    """Of two groups that are cut together the one with a size in the forward is named."""
+    model, example = nets.size_in_view()
+    graph = trace(model, example)
+    plan = graph.plan({"first": [0, 1], "second": [0, 1]})
+    before = snapshot(model)
+    culprits, certificate = try_cut(model, graph, graph.whole(), plan, example)
+    assert set(culprits) == {"second"}
+    assert certificate is None
+    assert snapshot(model) == before
+    cut(model, graph.whole(), graph.plan({"first": [0, 1]}))

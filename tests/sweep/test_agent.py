@@ -1,0 +1,136 @@
+"""The agent: failures, duplicates, small spaces, budgets that cannot be met."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from tiny import Machine
+from torch import Tensor
+
+from harness import train as training
+from harness.engine.evidence import Evidence
+from harness.engine.graph import Group
+from harness.errors import StudyError
+from harness.experiment import Experiment
+from harness.store import FolderStore
+from harness.sweep.ledger import MOST_TRIES, ordinal_of
+
+NAN = 1e30  # a learning rate after which no loss is finite
+
+
+def test_a_trial_that_fails_says_why_and_the_study_goes_on(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=2, controls=[], space={
+        "retrain.lr": [0.1, NAN], "prune.filters_per_step": [9, 13], "prune.percentage": [70]},
+        sampler={"name": "random", "seed": 1})
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 2
+    failed = [t for t in machine.ledger(study).trials() if t.state.name == "FAIL"
+              and "duplicate_of" not in t.user_attrs]
+    assert failed, "no trial failed: nothing is tested"
+    assert all(t.params["retrain.lr"] == NAN for t in failed)
+    assert all("the loss is nan" in t.user_attrs["reason"] for t in failed)
+    runs = [run for run in machine.runs("trial") if run.status == "FAILED"]
+    assert [run.tags["reason"] for run in runs] == [t.user_attrs["reason"] for t in failed]
+    notes = [f"trial {ordinal_of(t)} failed: {t.user_attrs['reason']}" for t in failed]
+    assert set(notes) <= set(outcome.notes)
+    assert machine.runs("study")[0].status == "FINISHED"
+
+
+def test_three_failures_in_a_row_stop_the_study(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=2, controls=[], space={
+        "retrain.lr": [NAN], "prune.percentage": [50, 60, 70, 80, 90]})
+    with pytest.raises(StudyError, match="3 trials in a row failed.*run it again"):
+        machine.conduct(study)
+    assert [run.status for run in machine.runs("trial")] == ["FAILED"] * 3
+    assert machine.runs("study")[0].status == "FAILED"
+    assert "3 trials in a row failed" in machine.runs("study")[0].tags["reason"]
+    outcome, _ = machine.conduct(study)  # the two that are left
+    assert len(machine.runs("trial")) == 5
+    assert (outcome.settings_finished, outcome.champion) == (0, None)
+    assert machine.runs("study")[0].tags["reason"] == ""
+
+
+def test_a_trial_that_died_three_times_is_given_up(tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kills the process (out of memory, say) must not kill it for ever."""
+    class Dead(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Dead
+
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=1, controls=[])
+    assert not Experiment(study.base, FolderStore(tmp_path / "stages")).baseline.reused
+    for _ in range(MOST_TRIES):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train", die)
+            with pytest.raises(Dead):
+                machine.conduct(study)
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 1
+    first, second = machine.ledger(study).originals()
+    assert first.user_attrs["reason"] == "given up after 3 tries that were cut short"
+    assert second.state.name == "COMPLETE"
+    assert [run.status for run in machine.runs("trial")][-2:] == ["FAILED", "FINISHED"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_duplicates_take_the_stored_result_and_a_small_space_ends_cleanly(
+        sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=10, controls=[], sampler={"name": sampler, "n_startup_trials": 2},
+                       space={"prune.filters_per_step": [9, 13], "prune.percentage": [50, 70]})
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 4
+    assert len(machine.runs("trial")) == 4
+    every = machine.ledger(study).trials()
+    originals = {ordinal_of(t): t for t in every if "duplicate_of" not in t.user_attrs}
+    assert len({str(t.params) for t in originals.values()}) == len(originals) == 4
+    copies = [t for t in every if "duplicate_of" in t.user_attrs]
+    assert copies, "no duplicate was drawn: nothing is tested"
+    for copy in copies:
+        original = originals[copy.user_attrs["duplicate_of"]]
+        assert (copy.params, copy.value, copy.constraints) == (
+            original.params, original.value, original.constraints)
+    monkeypatch.setattr(training, "train", None)
+    assert machine.conduct(study) == (outcome, False)
+
+
+def test_the_value_is_the_last_steps_and_the_constraint_its_flops_over_the_budget(
+        tmp_path: Path) -> None:
+    machine, study = Machine(tmp_path), tiny.study(trials=2, controls=[])
+    outcome, _ = machine.conduct(study)
+    finished = [trial for trial, _ in machine.ledger(study).results()]
+    for trial, run in zip(finished, machine.runs("trial"), strict=True):
+        assert trial.value == run.curve("final_val_accuracy")[0][1]
+        share = run.curve("final_macs")[0][1] / outcome.baseline.macs
+        assert list(trial.constraints.values()) == [pytest.approx(share - 0.3)]
+
+
+def test_a_budget_under_the_floors_is_refused_before_anything_is_trained(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floors of a half leave 4, 6 and 8 of 8, 12 and 16 filters; MACs are counted by hand."""
+    monkeypatch.setattr(training, "train", None)
+    space = {"prune.floors.layer_min": [0.5, 0.75], "prune.percentage": [90]}
+    whole = 64 * 9 * (8 + 8 * 12) + 16 * 9 * 12 * 16 + 160
+    least = 64 * 9 * (4 + 4 * 6) + 16 * 9 * 6 * 8 + 80
+    with pytest.raises(StudyError, match=f"budget.flops: 0.05 cannot be met: the floors keep "
+                                         f"{100 * least / whole:.2f}% of the FLOPs"):
+        Machine(tmp_path).conduct(tiny.study(space=space, budget={"flops": 0.05}))
+
+
+def stubborn(group: Group, evidence: Evidence) -> Tensor:
+    raise ValueError("I score no channel")
+
+
+def test_a_persons_own_criterion_may_raise_anything(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=1, base=tiny.run(prune__criterion=f"{__name__}:stubborn"))
+    with pytest.raises(StudyError, match="3 trials in a row failed"):
+        machine.conduct(study)
+    assert machine.runs("trial")[0].tags["reason"] == (
+        f"criterion {__name__}:stubborn failed: ValueError: I score no channel")

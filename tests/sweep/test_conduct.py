@@ -1,0 +1,260 @@
+"""Whatever interrupts a study, the same command again ends as if nothing had happened."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from tiny import Machine, found, trials
+
+from harness import train as training
+from harness.config import Study
+from harness.console import QuietScreen
+from harness.errors import StudyError
+from harness.store import FolderStore, locked
+from harness.sweep import agent as agents
+from harness.sweep.conduct import conduct, progress, study_id
+from harness.sweep.ledger import Ledger
+from harness.sweep.storage import default_url
+from harness.tracking import MemoryRun, MemoryTracker, Tracker
+from sweep.conftest import Whole
+
+TIMED = {"latency_ms", "final_latency_ms"}  # measured anew where a stage is made anew
+
+
+def curves(run: MemoryRun) -> dict[str, list[tuple[int, float]]]:
+    return {key: run.curve(key) for key in {point.key for point in run.points} - TIMED}
+
+
+def written(machine: Machine) -> list[tuple[object, ...]]:
+    """All that MLflow has of a study and does not depend on the clock, run by run."""
+    timed = ("stages.reused", "reason")
+    runs = [(run.role, run.name, run.status, run.params, curves(run),
+             {key: text for key, text in run.tags.items() if key not in timed},
+             sorted(run.files), sorted(run.images)) for run in machine.tracker.runs.values()]
+    return sorted(runs, key=lambda facts: facts[:2])
+
+
+def assert_same(machine: Machine, whole: Whole) -> None:
+    """The same trials, the same outcome, the same runs as the study that nothing disturbed."""
+    outcome, is_new = machine.conduct(whole.study)
+    assert not is_new
+    assert found(outcome) == found(whole.outcome)
+    assert trials(machine.ledger(whole.study)) == trials(whole.machine.ledger(whole.study))
+    for run in machine.tracker.runs.values():
+        for key, curve in curves(run).items():
+            steps = [step for step, _ in curve]
+            assert steps == sorted(set(steps)), f"{run.name}: {key} has a step twice"
+    assert written(machine) == written(whole.machine)
+
+
+def shorter(study: Study, trials: int) -> Study:
+    """The same study, asked for fewer trials."""
+    return replace(study, config=study.config.model_copy(update={"trials": trials}))
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("nothing may be opened or trained")
+
+
+def test_a_finished_study_is_shown_at_once(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "Experiment", refuse)
+    monkeypatch.setattr(training, "train", refuse)
+    outcome, is_new = whole.machine.conduct(whole.study)
+    assert (outcome, is_new) == (whole.outcome, False)
+
+
+def test_fewer_trials_than_it_has_are_finished_too(whole: Whole) -> None:
+    assert whole.machine.conduct(shorter(whole.study, 1))[1] is False
+
+
+def test_more_trials_in_another_home_end_as_if_asked_for_at_once(whole: Whole,
+                                                                 tmp_path: Path) -> None:
+    """To the bit: the suggestions, the networks, the champion."""
+    machine = Machine(tmp_path)
+    short, _ = machine.conduct(shorter(whole.study, 2))
+    assert short.settings_finished == 2
+    longer, is_new = machine.conduct(whole.study)
+    assert is_new
+    assert found(longer) == found(whole.outcome)
+    assert trials(machine.ledger(whole.study)) == trials(whole.machine.ledger(whole.study))
+    assert len(machine.runs("study")) == len(machine.runs("baseline")) == 1
+    assert [run.tags["champion"] for run in machine.runs("trial") if "champion" in run.tags].count(
+        "yes") == 1
+    assert all(run.status == "FINISHED" for run in machine.tracker.runs.values())
+
+
+def interrupting(every: int) -> Callable[..., Any]:
+    """Training that is interrupted before every so many stages, the first time each is made."""
+    train, begun = training.train, set[int]()
+
+    def interrupted(*given: Any, seed: int, **more: Any) -> Any:
+        if seed not in begun:
+            begun.add(seed)
+            if len(begun) % every == 0:
+                raise KeyboardInterrupt
+        return train(*given, seed=seed, **more)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_ctrl_c_at_every_stage_changes_nothing(every: int, whole: Whole, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, times = Machine(tmp_path), 0
+    monkeypatch.setattr(training, "train", interrupting(every))
+    is_finished = False
+    while not is_finished:
+        try:
+            machine.conduct(whole.study)
+            is_finished = True
+        except KeyboardInterrupt:
+            times += 1
+            states = {run.status for run in machine.tracker.runs.values()}
+            assert "RUNNING" not in states
+            assert machine.runs("study")[0].status == "KILLED"
+    assert times >= 12 // every
+    assert_same(machine, whole)
+
+
+class Dead(BaseException):
+    """The process is gone: nothing that it still tries has any effect."""
+
+
+class Life:
+    """Ends before its `moments`-th write; every write after that fails too."""
+
+    def __init__(self, moments: int) -> None:
+        self.left = moments
+
+    def write(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Dead
+
+    def guard(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*given: Any, **more: Any) -> Any:
+            self.write()
+            return method(*given, **more)
+
+        return guarded
+
+
+class Mortal:
+    """A tracker whose writes may be the process's last."""
+
+    def __init__(self, tracker: MemoryTracker, life: Life) -> None:
+        self._tracker, self._life = tracker, life
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._tracker, name)
+        return self._life.guard(found) if callable(found) and name != "status" else found
+
+
+@pytest.fixture
+def moments(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
+    """The life of the process at work, the last of the list: every write asks it."""
+    lives: list[Life] = []
+    owners: list[tuple[type, tuple[str, ...]]] = [
+        (FolderStore, ("put",)),
+        (Ledger, ("begin", "try_again", "hand_back", "finish", "fail", "copy"))]
+    for owner, names in owners:
+        for name in names:
+            method = getattr(owner, name)
+
+            def guarded(*given: Any, _method: Callable[..., Any] = method) -> Any:
+                lives[-1].write()
+                return _method(*given)
+
+            monkeypatch.setattr(owner, name, guarded)
+    return lives
+
+
+def test_death_at_any_moment_changes_nothing(whole: Whole, tmp_path: Path, moments: list[Life],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between MLflow's making a run and our noting its number nobody dies here: see Ledger.set."""
+    monkeypatch.setattr("harness.sweep.ledger.MOST_TRIES", 1000)
+    machine, source, deaths = Machine(tmp_path), random.Random(0), 0
+    memory, is_finished = machine.tracker, False
+    while not is_finished:
+        moments.append(Life(source.randint(1, 40)))
+        mortal: Tracker = Mortal(memory, moments[-1])  # type: ignore[assignment]
+        machine.tracker = mortal  # type: ignore[assignment]
+        try:
+            machine.conduct(whole.study)
+            is_finished = True
+        except Dead:
+            deaths += 1
+    machine.tracker = memory
+    moments.append(Life(10**9))
+    assert deaths >= 8
+    assert_same(machine, whole)
+
+
+def test_a_study_at_work_is_refused_and_status_says_so(whole: Whole) -> None:
+    machine, name = whole.machine, study_id(whole.study)
+    url = default_url(machine.home)
+    assert progress(whole.study, machine.home, url).title == f"{name}: 4 of 4 settings, idle"
+    with locked(machine.home / "locks" / f"{name}.lock"):
+        with pytest.raises(StudyError, match=f"another process is at work on {name} .*--home"):
+            machine.conduct(whole.study)
+        assert progress(whole.study, machine.home, url).title.endswith("at work")
+
+
+def test_status_lists_every_trial(whole: Whole) -> None:
+    state = progress(whole.study, whole.machine.home, default_url(whole.machine.home))
+    assert [row[0] for row in state.rows] == [str(n) for n, *_ in trials(
+        whole.machine.ledger(whole.study))]
+    assert state.columns[2:6] == ("filters_per_step", "layer_min", "percentage", "retrain_epochs")
+
+
+def test_status_of_a_study_that_was_never_begun_says_how_to_begin(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="has not been started in .*harness study tiny"):
+        progress(tiny.study(), tmp_path, default_url(tmp_path))
+
+
+def test_a_changed_study_is_a_new_one_and_says_what_differs(tmp_path: Path) -> None:
+    machine, said = Machine(tmp_path), list[str]()
+    first, _ = machine.conduct(tiny.study(trials=1))
+
+    class Screen(QuietScreen):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    changed = tiny.study(trials=1, budget={"flops": 0.5}, base=tiny.run(retrain__lr=0.2))
+    second, _ = conduct(changed, tmp_path, default_url(tmp_path), lambda: machine.tracker,
+                        Screen())
+    assert second.study_id != first.study_id
+    assert said == [f"new study {second.study_id}: differs from {first.study_id} in "
+                    "budget.flops, config.retrain.lr"]
+
+
+def test_a_profile_that_changes_only_the_length_goes_on_with_the_same_study(
+        whole: Whole, tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    short = tiny.study(trials=1, controls=[])
+    machine.conduct(tiny.Study(short.config, short.base, "short"))
+    outcome, is_new = machine.conduct(tiny.study(trials=2, controls=[]))
+    assert is_new
+    assert outcome.settings_finished == 2
+    assert len(machine.runs("study")) == 1
+
+
+def test_another_mlflow_store_is_refused_once_trials_are_in_the_first(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.conduct(tiny.study(trials=1, controls=[]))
+    moved = Machine(tmp_path)
+    with pytest.raises(StudyError, match="another MLflow store.*MLFLOW_TRACKING_URI"):
+        moved.conduct(tiny.study(trials=2, controls=[]))
+    assert machine.conduct(tiny.study(trials=2, controls=[]))[1], "with the first store it goes on"
+
+
+def test_when_time_is_up_no_trial_is_begun_and_the_study_can_go_on(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    outcome, _ = machine.conduct(tiny.study(trials=2, hours=1e-9, controls=[]))
+    assert outcome.settings_finished == 0
+    outcome, is_new = machine.conduct(tiny.study(trials=2, controls=[]))
+    assert (is_new, outcome.settings_finished) == (True, 2)

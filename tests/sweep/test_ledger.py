@@ -1,0 +1,132 @@
+"""The study's book: what is in it, who is in the way, and a storage that cannot be opened."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+
+from harness.errors import StudyError
+from harness.sweep.ledger import Ledger, ordinal_of
+from harness.sweep.results import Final, Result
+from harness.sweep.storage import default_url, open_study, study_names, told
+
+FOUND = Result((Final(1, "k", 0.75, 10, 5, 2, 50.0),), "met", True, 1, 0, 1.0, {"k": 1})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return again(tmp_path)
+
+
+def again(home: Path) -> Ledger:
+    """As another process sees it."""
+    return Ledger(open_study("s", default_url(home), home / "locks"))
+
+
+def begin(ledger: Ledger, value: int) -> optuna.Trial:
+    ledger.study.enqueue_trial({"a": value})
+    trial = ledger.study.ask({"a": CategoricalDistribution([1, 2, 3])})
+    ledger.begin(trial, len(ledger.trials()))
+    return trial
+
+
+def test_what_is_written_another_process_reads(ledger: Ledger, tmp_path: Path) -> None:
+    trial = begin(ledger, 1)
+    assert ledger.try_again(trial)
+    ledger.finish(trial, FOUND, "flops", -0.25)
+    ledger.set("fact", {"of": ["the", "study"]})
+    other = again(tmp_path)
+    (found, result), = other.results()
+    assert (ordinal_of(found), found.value, found.constraints) == (0, 0.75, {"flops": -0.25})
+    assert result == FOUND
+    assert other.get("fact") == {"of": ["the", "study"]}
+    assert other.get("nothing", 3) == 3
+    assert other.earlier({"a": 1}) is not None
+    assert other.earlier({"a": 2}) is None
+
+
+def test_an_abandoned_trial_keeps_its_settings_and_its_number(ledger: Ledger, tmp_path: Path,
+                                                              ) -> None:
+    ledger.finish(begin(ledger, 1), FOUND, "flops", 0.0)
+    begin(ledger, 2).set_user_attr("run_id", "r")
+    other = again(tmp_path)
+    found = other.abandoned()
+    assert found is not None
+    assert (ordinal_of(found), found.params, found.user_attrs["run_id"]) == (1, {"a": 2}, "r")
+    other.finish(found, FOUND, "flops", 0.0)
+    assert other.abandoned() is None
+    assert len(other.results()) == 2
+
+
+def test_what_died_before_it_had_a_number_never_was(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.study.ask({"a": CategoricalDistribution([1])})
+    other = again(tmp_path)
+    other.sweep_up()
+    assert other.trials() == []
+    assert [t.state for t in other.study.trials] == [TrialState.FAIL]
+
+
+def test_tries_are_counted_but_not_those_that_were_handed_back(ledger: Ledger) -> None:
+    trial = begin(ledger, 1)
+    for _ in range(9):
+        assert ledger.try_again(trial)
+        ledger.hand_back(trial)
+    assert [ledger.try_again(trial) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_duplicate_ends_as_the_first_did_and_is_no_setting(ledger: Ledger) -> None:
+    ledger.finish(begin(ledger, 1), FOUND, "flops", 0.5)
+    failed = begin(ledger, 2)
+    ledger.fail(failed, "no reason")
+    for value, state in ((1, TrialState.COMPLETE), (2, TrialState.FAIL)):
+        earlier = ledger.earlier({"a": value})
+        assert earlier is not None
+        ledger.copy(begin(ledger, value), earlier)
+        last = ledger.trials()[-1]
+        assert (last.state, last.value, last.constraints) == (
+            state, earlier.value, earlier.constraints)
+    assert [ordinal_of(t) for t in ledger.originals()] == [0, 1]
+    assert ledger.repeats() == 2
+    begin(ledger, 3)
+    assert ledger.repeats() == 0
+
+
+# --- the storage ----------------------------------------------------------------------------------
+
+
+def test_no_storage_yet_is_no_study(tmp_path: Path) -> None:
+    assert study_names(default_url(tmp_path), tmp_path / "locks") == []
+    assert not (tmp_path / "optuna.db").exists()
+    again(tmp_path)
+    assert study_names(default_url(tmp_path), tmp_path / "locks") == ["s"]
+
+
+@pytest.mark.parametrize("url", [
+    "nonsense", "sqlite:////proc/no/optuna.db", "oracle9://host/db",
+    "postgresql+psycopg://me:secret@127.0.0.1:9/db"])
+def test_a_storage_that_cannot_be_opened_is_a_sentence_without_the_password(
+        url: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="cannot be opened: .*--storage") as told:
+        open_study("s", url, tmp_path / "locks")
+    assert "secret" not in str(told.value)
+    assert "Traceback" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"x" * 99])
+def test_a_broken_file_is_said_to_be_broken_and_left_alone(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    path.write_bytes(content)
+    for attempt in (open_study, lambda _, *more: study_names(*more)):
+        with pytest.raises(StudyError, match="cannot be opened: .*move the broken file away"):
+            attempt("s", default_url(tmp_path), tmp_path / "locks")
+    assert path.read_bytes() == content
+
+
+def test_a_storage_that_fails_at_work_says_that_nothing_is_lost() -> None:
+    with pytest.raises(StudyError, match="sqlite:///x failed: disk I/O error. Nothing is lost"):
+        with told("sqlite:///x"):
+            raise OperationalError("INSERT", {}, OSError("disk I/O error")) from OSError(
+                "disk I/O error")

@@ -1,0 +1,73 @@
+"""One trajectory by itself, tracked like a trial."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+from tiny import QuietScreen
+
+from harness import train as training
+from harness.errors import TrainingError
+from harness.sweep.single import Single, run_one
+from harness.tracking import MemoryRun, MemoryTracker
+
+
+def run(home: Path, tracker: MemoryTracker, **changes: object) -> tuple[Single, MemoryRun]:
+    single = run_one(tiny.run(**changes), home, lambda: tracker, QuietScreen())
+    return single, list(tracker.runs.values())[-1]
+
+
+def test_a_run_is_its_steps_then_its_fine_tune(tmp_path: Path) -> None:
+    """36 filters, 9 a step, 60 %: 36, 27, 18 and 14 are left."""
+    tracker = MemoryTracker()
+    single, tracked = run(tmp_path, tracker)
+    assert [row[-2] for row in single.rows] == ["36", "27", "18", "14", "14"]
+    assert [row[0] for row in single.rows] == ["0", "1", "2", "3", "final"]
+    assert [step for step, _ in tracked.curve("val_accuracy")] == [0, 1, 2, 3]
+    assert [step for step, _ in tracked.curve("train_loss")] == [0, 1, 2, 3]
+    assert tracked.params["filters_per_step"] == "9"
+    assert (tracked.role, tracked.status) == ("run", "FINISHED")
+    assert len(tracked.curve("final_test_accuracy")) == 1
+    assert [model.name for model in tracker.models.values()] == ["pruned"]
+    assert single.reason == tracked.tags["stop_reason"] == "the percentage is reached"
+
+
+def test_without_a_fine_tune_the_last_step_is_the_end(tmp_path: Path) -> None:
+    single, tracked = run(tmp_path, MemoryTracker(), finetune__epochs=0)
+    assert single.rows[-1][3] == single.rows[-2][3]
+    assert [step for step, _ in tracked.curve("train_loss")] == [0, 1, 2], "the epochs of 3 steps"
+
+
+def test_run_again_it_finds_everything_and_says_the_same(tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = run(tmp_path, MemoryTracker())
+    monkeypatch.setattr(training, "train", None)
+    again, _ = run(tmp_path, MemoryTracker())
+    assert [row[:-1] for row in again.rows] == [row[:-1] for row in first.rows]
+    assert {row[-1] for row in again.rows} == {"yes"}
+
+
+def test_what_stops_it_stands_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = MemoryTracker()
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        run(tmp_path, tracker, retrain__lr=1e30)
+    failed = list(tracker.runs.values())[-1]
+    assert failed.status == "FAILED"
+    assert "the loss is nan" in failed.tags["reason"]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tracker)
+    assert list(tracker.runs.values())[-1].status == "KILLED"
+
+
+def test_floors_that_stop_it_are_named(tmp_path: Path) -> None:
+    single, tracked = run(tmp_path, MemoryTracker(), prune__percentage=95,
+                          prune__floors__layer_min=0.5)
+    assert single.reason.startswith("nothing more may be cut: ")
+    assert "layer_min" in single.reason
+    assert single.rows[-1][-2] == "18"
+    assert tracked.status == "FINISHED"
