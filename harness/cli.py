@@ -118,13 +118,12 @@ def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
     Example: harness baseline vgg16_digits
     """
     from harness.console import Console, StudyScreen, count, percent
-    from harness.experiment import Experiment
-    from harness.store import FolderStore
+    from harness.experiment import Experiment, stages
 
     console = Console()
     loaded = _load_run(config, overrides)
     with StudyScreen(console) as screen:
-        experiment = Experiment(loaded, FolderStore(_home_of(home) / "stages"), screen)
+        experiment = Experiment(loaded, stages(_home_of(home)), screen)
         stage, whole = experiment.baseline, experiment.whole
     console.table(f"baseline of {loaded.name}", ["what", "value"], [
         ["validation accuracy", percent(stage.accuracy)], ["MACs per picture", count(whole.macs)],

@@ -29,8 +29,8 @@ from harness.errors import GraphError, HarnessError, ModelError
 from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
-from harness.runtime import bits, device_of, seed_of, seeded, settle
-from harness.store import Store, key_of
+from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
+from harness.store import FolderStore, Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -222,6 +222,11 @@ class Experiment:
     def test_accuracy(self, stage: Stage) -> float:
         """Accuracy on the test split: for the report, never for a choice."""
         return evaluate(self.model(stage), self.data.read_test()).accuracy
+
+
+def stages(home: FilePath) -> FolderStore:
+    """The stage store of a home, for the code as it is."""
+    return FolderStore(home / "stages", version=code_version())
 
 
 def load_data(config: RunConfig) -> Data:

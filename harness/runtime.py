@@ -19,8 +19,8 @@ import torch
 from harness.errors import ConfigError
 
 # Sources whose change may change results; anything else may be edited without losing stages.
-_DECISIVE = ("engine", "models", "data", "train.py", "evaluate.py", "trajectories.py",
-             "experiment.py")
+_DECISIVE = ("engine", "models", "data", "train.py", "evaluate.py", "runtime.py", "checkpoint.py",
+             "trajectories.py", "experiment.py")
 
 
 def device_of(name: str) -> torch.device:
@@ -65,7 +65,7 @@ def bits(device: torch.device, threads: int) -> dict[str, str]:
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"device": kind, "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": str(threads), "torch": torch.__version__,
-            "torchvision": package_version("torchvision"), "code": code_version()}
+            "torchvision": package_version("torchvision")}
 
 
 def facts(device: torch.device) -> dict[str, str]:

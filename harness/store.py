@@ -66,11 +66,13 @@ class NoStore:
 class FolderStore:
     """Stages in a folder, safe for several processes of one machine.
 
+    version: of the code that makes stages; those of another version are not seen. It is no part of
+    the key, so that seeds, which come from keys, stay the same when code is only rearranged.
     Raises StoreError if the folder cannot be made or a stage cannot be written (disk full).
     """
 
-    def __init__(self, root: Path, *, cap_bytes: int = 10 * GIGABYTE) -> None:
-        self._root, self._cap = root, cap_bytes
+    def __init__(self, root: Path, *, version: str = "any", cap_bytes: int = 10 * GIGABYTE) -> None:
+        self._root, self._version, self._cap = root, version, cap_bytes
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -120,7 +122,7 @@ class FolderStore:
             yield
 
     def _path(self, key: str) -> Path:
-        return self._root / f"{key}.safetensors"
+        return self._root / f"{key}.{self._version}.safetensors"
 
     def _make_room(self, keep: Path) -> None:
         files = []

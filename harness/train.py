@@ -71,10 +71,10 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    per_epoch = max(1, sum(1 for _ in _cuts(len(examples.targets), recipe.batch_size)))
+    steps = recipe.epochs * sum(1 for _ in _cuts(len(examples.targets), recipe.batch_size))
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: SCHEDULES[recipe.schedule](step / (per_epoch * recipe.epochs)))
+        optimizer, lambda step: SCHEDULES[recipe.schedule](step / max(1, steps)))
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == "fp16")
     rows = []

@@ -325,7 +325,8 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
             yield Path(steps, _stuck(chosen.bound, lab.graph), reached=False)
             return
         if watcher:
-            watcher.step(number, "cut and retrain", 100 * (1 - chosen.counts.filters / whole.filters))
+            gone = 1 - chosen.counts.filters / whole.filters
+            watcher.step(number, "cut and retrain", 100 * gone)
         before = stage
         try:
             stage = lab.step(before, chosen.plan, settings)

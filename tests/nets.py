@@ -347,6 +347,25 @@ class Branches(nn.Module):
         return torch.cat([self.one(x), self.three(x), pooled], 1)
 
 
+class SideBySide(nn.Module):
+    """Two maps joined in space, and two batches joined: their channels go alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.mix = conv_norm(3, 8), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.cat([self.one(x), self.two(x)], 3)
+        both = torch.cat([self.mix(wide), self.mix(wide.flip(1, 2).flip(1).roll(1, 3))], 0)
+        out: Tensor = self.last(both).mean((2, 3)).view(2, -1)
+        return out
+
+
+def concat_in_space() -> Made:
+    return made(SideBySide, (2, 3, 8, 8))
+
+
 def branches() -> Made:
     return made(lambda: nn.Sequential(Branches(), conv_norm(13, 6), head(6)), (2, 3, 8, 8))
 
@@ -486,8 +505,8 @@ ALL: tuple[Net, ...] = (
     dense_concat, unet_transposed, unet_bilinear, grouped, depthwise, depthwise_multiplier,
     depthwise_on_input, depthwise_over_concat, sum_with_concat, channel_shuffle, chunk, flatten,
     shared_module, tied_weights, tied_transposed, squeeze_excite, spatial_gate, branches,
-    two_inputs, two_outputs, dict_output, functional, conv1d, conv3d, auxiliary_head, plain_tensor,
-    slopes, channels_last)
+    concat_in_space, two_inputs, two_outputs, dict_output, functional, conv1d, conv3d,
+    auxiliary_head, plain_tensor, slopes, channels_last)
 
 
 # --- nets of which a part must be refused by name -------------------------------------------------
@@ -599,6 +618,8 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
     "pool_over_channels": (
         middle(lambda: lambda x: F.max_pool3d(x.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1)),
         "first", "max_pool3d works along the dimension that holds them"),
+    "roll_of_channels": (middle(lambda: lambda x: x.roll(1, 1)), "first",
+                         "roll works along the dimension that holds them"),
     "shift_of_channels": (middle(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 1, -1))), "first",
                           "pad works along the dimension that holds them"),
     "padded_shortcut": (middle(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), 12), "first",

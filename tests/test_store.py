@@ -60,7 +60,7 @@ def test_the_least_recently_used_stage_goes_first(tmp_path: Path) -> None:
     big = Record({}, {"x": torch.zeros(1500)})  # 6 kB and a header
     for age, key in enumerate("abc"):
         store.put(key, big)
-        os.utime(tmp_path / f"{key}.safetensors", (1000 + age, 1000 + age))
+        os.utime(next(tmp_path.glob(f"{key}.*safetensors")), (1000 + age, 1000 + age))
     assert store.get("a") is not None  # used now: b is the oldest
     store.put("d", big)
     assert store.get("b") is None
@@ -108,3 +108,9 @@ def test_a_lock_is_exclusive_and_dies_with_its_process(tmp_path: Path) -> None:
     assert ready.is_set()
     with locked(path, wait=False):
         assert path.exists()
+
+
+def test_stages_of_other_code_are_not_seen(tmp_path: Path) -> None:
+    FolderStore(tmp_path, version="old").put("k", record())
+    assert FolderStore(tmp_path, version="new").get("k") is None
+    assert FolderStore(tmp_path, version="old").get("k") is not None

@@ -181,7 +181,7 @@ def test_a_walk_that_was_cut_short_goes_on_at_its_last_stage(tmp_path: FilePath)
 def test_a_stage_that_was_evicted_is_made_again_to_the_bit(tmp_path: FilePath) -> None:
     settings = Settings(6, 60, criterion="taylor")
     before, _ = steps(FolderStore(tmp_path), Work(), settings)
-    (tmp_path / f"{before[1].stage.key}.safetensors").unlink()
+    next(tmp_path.glob(f"{before[1].stage.key}.*safetensors")).unlink()
     work = Work()
     after, _ = steps(FolderStore(tmp_path), work, settings)
     assert len(work.trained) == 1

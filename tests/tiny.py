@@ -65,7 +65,8 @@ def study(trials: int = 4, *, base: RunConfig | None = None, **changes: Any) -> 
     budget, one within it, and these two share a step.
     """
     config = {"name": "tiny", "config": "tiny", "budget": {"flops": 0.3}, "space": dict(SPACE),
-              "sampler": {"n_startup_trials": 3, "seed": 11}, "trials": trials, "controls": ["random", "l1"]}
+              "sampler": {"n_startup_trials": 3, "seed": 11}, "controls": ["random", "l1"],
+              "trials": trials}
     return Study(StudyConfig.model_validate({**config, **changes}), base or run(), None)
 
 

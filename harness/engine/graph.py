@@ -276,7 +276,6 @@ class Tracer:
         self._products: list[Product] = []
         self._convolutions: dict[str, tuple[int, int]] = {}
         self._stay: dict[str, str] = {}
-        self._used: set[str] = set()
         self._batched: set[Node] = set()  # what depends on the examples
         self._uncounted: dict[str, int] = {}
         self._gates: dict[str, dict[nn.Module, str]] = {}  # a shared module has several names
@@ -333,7 +332,7 @@ class Tracer:
             self._frozen.append((ids[ids >= 0].reshape(-1), reason))
 
     def stay(self, tensor: str, reason: str) -> None:
-        self._stay[layer_of(tensor)] = reason
+        self._stay[tensor.removesuffix(".weight")] = reason
 
     def multiply(self, node: Node, weight: str | None, rows: int, macs: int) -> None:
         if weight and "conv" in operator(node):
@@ -361,7 +360,6 @@ class Tracer:
             if node.op == "placeholder":
                 if node.name in owned:
                     self._parameter[node] = self._canonical[owned[node.name]]
-                    self._used |= {self._parameter[node]} if node.users else set()
                     self._note_other_uses(node)
             elif node.op == "call_function":
                 self._values[node] = self._visit(node)
@@ -432,10 +430,7 @@ class Tracer:
         alone = {g.name for g in groups.values() if g.channels == 1 and g.name not in frozen}
         frozen |= dict.fromkeys(alone, "all of its channels can only go together")
         written = {layer for group in groups.values() for layer in group.layers}
-        unused = {layer_of(names[0]) for names in self._names.values()
-                  if names[0] not in self._used and self._tensors[names[0]].dim() > 1}
-        stay = {**self._stay, **dict.fromkeys(unused, "no traced forward uses it")}
-        frozen |= {layer: why for layer, why in stay.items() if layer not in written}
+        frozen |= {layer: why for layer, why in self._left_out().items() if layer not in written}
         shapes = {n[0]: tuple(self._tensors[n[0]].shape) for n in self._names.values()}
         buffers = frozenset(n for n, _ in self._model.named_buffers())
         free = tuple(g for g in groups.values() if g.name not in frozen)
@@ -447,6 +442,18 @@ class Tracer:
             convolutions=dict(self._convolutions),
             gates={w: tuple(gates.values()) for w, gates in self._gates.items() if gates},
             uncounted=dict(self._uncounted), notes=notes)
+
+    def _left_out(self) -> dict[str, str]:
+        """Layers that are in no group, and why."""
+        sliced = {tensor for tensor, _ in self._slices}
+        reasons = {}
+        for names in self._names.values():
+            tensor = self._tensors[names[0]]
+            if isinstance(tensor, nn.Parameter) and tensor.dim() > 1 and names[0] not in sliced:
+                use = self._elsewhere.get(names[0])
+                why = f"only {use} uses it" if use else "no traced forward uses it"
+                reasons[names[0].removesuffix(".weight")] = why
+        return {**reasons, **self._stay}
 
     def _reasons(self, family: Tensor) -> dict[int, str]:
         found: dict[int, list[str]] = {}

@@ -274,7 +274,7 @@ def _flat(args: Sequence[object]) -> list[object]:
 
 
 def spatial(walk: Walk, node: Node) -> Ids:
-    """Pooling, upsampling, padding: each channel to itself, over dimensions without channels."""
+    """Pooling, upsampling, padding, rolling: over dimensions without channels."""
     ids = walk.ids(node.args[0])
     if ids is not None and any(ids.shape[d] > 1 for d in _swept(node, ids.dim())):
         walk.freeze(ids, f"{operator(node)} works along the dimension that holds them")
@@ -294,6 +294,8 @@ def _swept(node: Node, rank: int) -> list[int]:
     if name.endswith("pad") or "constant_pad" in name:
         padding = argument(node, 1, "pad")
         return [rank - 1 - i // 2 for i, amount in enumerate(padding) if amount]
+    if name.endswith("roll"):
+        return [d % rank for d in argument(node, 2, "dims") or range(rank)]
     (num_dims,) = re.findall(r"([123])d", name)
     return list(range(rank - int(num_dims), rank))
 
@@ -339,6 +341,7 @@ def concat(walk: Walk, node: Node) -> Ids:
         walk.tie(first[both], joined[both])
         walk.freeze(torch.where(both, torch.full_like(joined, -1), torch.maximum(first, joined)),
                     "they stand beside values that cannot be cut")
+        joined = joined.narrow(along, 0, 1)  # tied, one part stands for all
     return squeeze_constant(joined)
 
 
@@ -414,7 +417,7 @@ def _segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], l
 
 
 def move(walk: Walk, node: Node) -> Ids:
-    """Permute, transpose, squeeze, unsqueeze: the operator itself, run on the ids."""
+    """Permute, transpose, flip: the operator itself, run on the ids."""
     ids = walk.ids(node.args[0])
     if ids is None:
         return None
@@ -501,7 +504,7 @@ _SPATIAL = [
     "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_trilinear3d",
     "upsample_linear1d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
     "_upsample_bilinear2d_aa", "pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d",
-    "replication_pad1d", "replication_pad2d",
+    "replication_pad1d", "replication_pad2d", "roll",
 ]
 _POOLED_PAIRS = [
     "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
@@ -523,7 +526,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["mean", "sum", "amax", "amin"], reduce),
     "cat": concat,
     **dict.fromkeys(["view", "reshape", "_unsafe_view", "flatten", "unflatten"], reshape),
-    **dict.fromkeys(["permute", "transpose", "swapaxes", "movedim", "t"], move),
+    **dict.fromkeys(["permute", "transpose", "swapaxes", "movedim", "t", "flip"], move),
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     **dict.fromkeys(["expand", "expand_as"], expand),

@@ -18,10 +18,9 @@ from harness import tracking
 from harness.config import RunConfig, Study, apply, flat, short, to_yaml
 from harness.console import Screen, TrialLine, count, percent
 from harness.errors import HarnessError, StoreError, StudyError, TrackingError
-from harness.experiment import Experiment, Trial
+from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
 from harness.runtime import facts
-from harness.store import FolderStore
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.results import Result, result_of
 from harness.sweep.space import Settings, Space
@@ -63,8 +62,7 @@ class Agent:
 
     def run(self) -> None:
         """Everything up to the last trial."""
-        self.experiment = Experiment(self.study.base, FolderStore(self.home / "stages"),
-                                     self.screen)
+        self.experiment = Experiment(self.study.base, stages(self.home), self.screen)
         self._check_budget()
         self._write_baseline()
         self._work()

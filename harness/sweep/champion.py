@@ -14,6 +14,7 @@ from harness.errors import StudyError, unknown
 from harness.evaluate import latencies
 from harness.experiment import load_data, network
 from harness.export import SUFFIXES, check_format, export
+from harness.runtime import settle
 from harness.sweep.outcome import Outcome
 
 
@@ -58,6 +59,7 @@ def export_champion(name: str, home: Path, format_: str, out: Path | None) -> Re
     pictures = data.val.inputs[:32]
     written = export(small, pictures, path, format=format_, parameters=found.parameters,
                      fresh=whole, metadata=found.metadata)
+    settle(config.threads)
     one = latencies({"baseline": dense, "champion": small}, pictures[:1].contiguous())
     many = latencies({"baseline": dense, "champion": small}, pictures.contiguous(), rounds=10)
     rows = [["accuracy (validation)", percent(baseline.accuracy), percent(champion.accuracy)],
@@ -73,8 +75,9 @@ def export_champion(name: str, home: Path, format_: str, out: Path | None) -> Re
     faster = many["baseline"].median_ms / many["champion"].median_ms
     notes = [f"wrote {written.path} ({written.size_bytes / 1e6:.2f} MB, {format_}); loaded again "
              f"and compared: largest difference {written.difference:.1e} of the largest output",
-             f"{faster:.1f}x faster at 32 pictures, for {ideal:.1f}x fewer FLOPs; PyTorch, this "
-             "machine, medians of alternating runs (quartiles)"]
+             f"{faster:.1f}x faster at 32 pictures, for {ideal:.1f}x fewer FLOPs; PyTorch, float32, "
+             f"{config.threads} thread{'s' * (config.threads > 1)}, this machine; medians of "
+             "alternating runs (quartiles)"]
     if format_ == "pt2":
         notes.append(f"use it: torch.export.load('{path}').module()(pictures)")
     if format_ == "state":

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from harness.config import RunConfig, fingerprint, flat, short, to_yaml
 from harness.console import Screen, TrialLine, count, percent
-from harness.experiment import Experiment
+from harness.experiment import Experiment, stages
 from harness.journal import Journal, ending
 from harness.runtime import facts
-from harness.store import FolderStore
 from harness.sweep.results import result_of
 from harness.tracking import Tracker
 
@@ -36,7 +35,7 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
     with ending(tracker, run_id):
         tracker.log_text(run_id, to_yaml(config), "config.yaml")
         screen.study(identity, 0, 1)
-        experiment = Experiment(config, FolderStore(home / "stages"), screen)
+        experiment = Experiment(config, stages(home), screen)
         tracker.set_tags(run_id, facts(experiment.device))
         screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
         screen.trial(0, {}, config.prune.percentage)

@@ -83,10 +83,12 @@ PIECES: dict[str, Callable[[int, int, int, Shared], Made]] = {
     "add_in_place": lambda a, b, n, s: (Apply(in_place, fit(a, b)), a),
     "multiply": lambda a, b, n, s: (Apply(lambda x, y, fit: x * fit(y).sigmoid(), fit(a, b)), a),
     "concat": lambda a, b, n, s: (Apply(lambda x, y: torch.cat([x, y], 1)), a + b),
+    "flip": lambda a, b, n, s: (plain(lambda x: x.flip(1, 2).roll(1, 3)), a),
     "swap_halves": lambda a, b, n, s: (
         even(a, lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), a),
     "half": lambda a, b, n, s: (even(a, lambda x: x.chunk(2, 1)[1]), a if a % 2 else a // 2),
-    "shuffle": lambda a, b, n, s: (layer(nets.Shuffle(2 - a % 2)), a),
+    # Two channels in two groups of one look like a view that adds a dimension: refused when tried.
+    "shuffle": lambda a, b, n, s: (layer(nets.Shuffle(2 if a % 2 == 0 and a > 2 else 1)), a),
     "relu": lambda a, b, n, s: (plain(F.relu), a),
     "relu_in_place": lambda a, b, n, s: (plain(lambda x: F.relu_(x.clone())), a),
     "pool": lambda a, b, n, s: (plain(lambda x: F.max_pool2d(x, 3, stride=1, padding=1)), a),

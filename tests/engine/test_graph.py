@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from engine.by_hand import snapshot, traced
 from harness.engine.graph import Graph, Slice, _components, trace
@@ -135,6 +136,17 @@ def test_a_layer_that_the_forward_never_calls_is_listed() -> None:
     graph = trace(Partly(), torch.zeros(2, 4))
     assert graph.frozen == {"last": "output of the network",
                             "layers.spare": "no traced forward uses it"}
+
+
+def test_a_weight_that_is_computed_is_listed() -> None:
+    """Of a convolution with weight norm the direction is what would be cut."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), weight_norm(nn.Conv2d(8, 6, 3)), nets.head(6))
+    graph = trace(model, torch.zeros(2, 3, 8, 8))
+    assert graph.groups == ()
+    assert graph.frozen == {
+        "0": "its reader computes its weights on the fly", "2.2": "output of the network",
+        "1.parametrizations.weight.original0": "only _weight_norm uses it",
+        "1.parametrizations.weight.original1": "only _weight_norm uses it"}
 
 
 @pytest.mark.parametrize("case", nets.REFUSED)

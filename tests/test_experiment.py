@@ -1,0 +1,283 @@
+"""What runs of one configuration share; what a trial fine-tunes; what a stage depends on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from harness import train as training
+from harness.config import RunConfig
+from harness.data import DATASETS
+from harness.engine.criteria import CRITERIA
+from harness.errors import GraphError, ModelError
+from harness.experiment import Experiment, describe, known_names, settings_of
+from harness.models import MODELS
+from harness.store import FolderStore, NoStore, Store
+from harness.trajectories import Path as Walked
+from harness.trajectories import Stage, walk
+
+
+def opened(store: Store | None = None, **changes: Any) -> Experiment:
+    return Experiment(tiny.run(**changes), store or NoStore())
+
+
+def same(a: Stage, b: Stage) -> bool:
+    return a.tensors.keys() == b.tensors.keys() and all(
+        torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+def test_the_baseline_is_trained_when_asked_for_and_never_twice(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(FolderStore(tmp_path))
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not first.baseline.reused
+    assert first.baseline is first.baseline
+    monkeypatch.setattr(training, "train", None)
+    # Another way of pruning has the same baseline.
+    again = opened(FolderStore(tmp_path), prune__percentage=10, retrain__epochs=5, name="other")
+    assert again.baseline.reused
+    assert same(first.baseline, again.baseline)
+
+
+def test_the_same_run_is_the_same_to_the_bit_and_replicates_differ() -> None:
+    first, again, other = opened(), opened(), opened(replicate=1)
+    assert same(first.baseline, again.baseline)
+    assert not same(first.baseline, other.baseline)
+    assert torch.equal(first.data.train.inputs, other.data.train.inputs)
+    trials = [e.trial(e.config).final for e in (first, again, other)]
+    assert same(trials[0], trials[1])
+    assert not same(trials[0], trials[2])
+
+
+@pytest.mark.parametrize("changes", [
+    {"data__seed": 1}, {"data__options": {"each": 20}}, {"model__width": 0.5}, {"seed": 1},
+    {"replicate": 1}, {"baseline__lr": 0.2}, {"memory_format": "contiguous"},
+    {"autocast": "bf16"}, {"threads": 2}], ids=lambda c: next(iter(c)))
+def test_what_changes_the_baseline_changes_its_key(changes: Mapping[str, Any],
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "train", lambda *_, **__: [])
+    assert opened(**changes).baseline.key != opened().baseline.key
+
+
+OWN = "from tiny import net as made\n\ndef net(num_classes, in_channels):\n    return made()\n"
+
+
+def test_an_edited_network_of_ones_own_is_another_network(tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "train", lambda *_, **__: [])
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for place, source in enumerate([OWN, OWN, OWN + "# edited\n"]):
+        # In modules of several names: Python would not look at an edited file again.
+        (tmp_path / f"own{place}").mkdir()
+        (tmp_path / f"own{place}" / "__init__.py").write_text(source)
+        key = opened(model__name=f"own{place}:net")._root["source"]
+        keys.append(key)
+    assert keys[0] == keys[1] != keys[2]
+    assert opened()._root["source"] is not None
+    assert opened(data__name="digits", data__size=32, model__name="vgg11")._root["source"] is None
+
+
+def test_the_first_step_within_the_budget_and_the_last_are_fine_tuned() -> None:
+    """Between them the walk goes on from what retraining left, not from the fine-tune."""
+    experiment = opened()
+    whole = experiment.whole.macs
+    trial = experiment.trial(experiment.config, budget=int(0.6 * whole))
+    macs = [step.macs for step in trial.steps]
+    first = next(number for number, cost in enumerate(macs) if cost <= 0.6 * whole)
+    assert 0 < first < len(macs) - 1, "nothing is tested"
+    assert sorted(trial.finals) == [first, len(macs) - 1]
+    alone = experiment.trial(experiment.config)
+    assert sorted(alone.finals) == [len(macs) - 1]
+    assert same(alone.final, trial.final)
+    assert trial.final.accuracy == pytest.approx(by_hand(experiment, trial.final))
+    assert len(trial.stages) == len(macs) - 1 + 2
+
+
+def by_hand(experiment: Experiment, stage: Stage) -> float:
+    val = experiment.data.val
+    with torch.no_grad():
+        logits = experiment.model(stage)(val.inputs)
+    return float((logits.argmax(1) == val.targets).sum()) / len(val)
+
+
+def test_without_a_fine_tune_the_steps_themselves_are_the_end() -> None:
+    experiment = opened(finetune__epochs=0)
+    trial = experiment.trial(experiment.config, budget=experiment.whole.macs)
+    assert trial.final is trial.last.stage
+    assert trial.finals[0] is experiment.baseline
+    assert [stage.key for stage in trial.stages] == [s.stage.key for s in trial.steps[1:]]
+
+
+def test_without_retraining_a_step_is_its_cut() -> None:
+    experiment = opened(retrain__epochs=0, finetune__epochs=0)
+    trial = experiment.trial(experiment.config)
+    assert [step.accuracy for step in trial.steps] == [s.accuracy_cut for s in trial.steps]
+    for name, tensor in trial.last.stage.tensors.items():
+        if tensor.dim() == 1 and "running" not in name and name != "12.bias":
+            assert set(tensor.tolist()) <= set(experiment.baseline.tensors[name].tolist())
+
+
+def test_a_control_stops_at_the_flops_whatever_its_percentage() -> None:
+    experiment = opened(prune__percentage=5)
+    limit = experiment.whole.macs // 3
+    trial = experiment.trial(experiment.config, macs=limit)
+    assert trial.last.macs <= limit < trial.steps[-2].macs
+    assert trial.reason == "the MACs are reached"
+
+
+def test_no_trial_reads_the_test_split() -> None:
+    experiment = opened()
+    trial = experiment.trial(experiment.config)
+    assert experiment.data.test_reads == 0
+    test = tiny.digits(size=8, val=0.2, test=0.2, seed=0).read_test()
+    with torch.no_grad():
+        right = experiment.model(trial.final)(test.inputs).argmax(1) == test.targets
+    assert experiment.test_accuracy(trial.final) == pytest.approx(float(right.float().mean()))
+    assert experiment.data.test_reads == 1
+
+
+def test_steps_are_told_as_soon_as_they_are_done() -> None:
+    experiment, told = opened(), list[int]()
+    trial = experiment.trial(experiment.config, on_step=lambda step: told.append(step.number))
+    assert told == [step.number for step in trial.steps]
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+
+    def step(self, number: int, text: str, percentage: float) -> None:
+        self.said.append((number, text))
+
+    def epoch(self, done: int, total: int, text: str = "") -> None:
+        self.said.append((done, total))
+
+
+def test_a_watcher_sees_steps_and_epochs_and_changes_nothing() -> None:
+    watcher = Watcher()
+    experiment = Experiment(tiny.run(), NoStore(), watcher)
+    trial = experiment.trial(experiment.config)
+    assert watcher.said[:4] == [(0, "baseline"), (1, 3), (2, 3), (3, 3)]
+    assert (3, "final fine-tune") in watcher.said
+    plain = opened()
+    assert same(trial.final, plain.trial(plain.config).final)
+
+
+@pytest.mark.parametrize("floors", [
+    {"layer_min": 0.3}, {"layer_min": {"0": 0.5, "3": 0.25}}, {"min_channels": 3},
+    {"layer_min_params": 0.4}, {"layer_min_macs": 0.35}], ids=str)
+def test_the_least_macs_are_those_of_a_walk_to_the_end(floors: Mapping[str, Any],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "train", lambda *_, **__: [])
+    experiment = opened(prune__percentage=100, prune__criterion="l1", **{
+        f"prune__floors__{name}": value for name, value in floors.items()})
+    events = list(walk(experiment.lab(experiment.config), experiment.baseline,
+                       settings_of(experiment.config)))
+    end = events[-1]
+    assert isinstance(end, Walked)
+    assert not end.reached
+    assert experiment.least_macs(experiment.config) == end.steps[-1].macs
+
+
+def test_where_the_way_decides_no_least_is_claimed() -> None:
+    for name, value in (("relative", 0.5), ("block_min_params", 0.1), ("counting", "current")):
+        experiment = opened(**{f"prune__floors__{name}": value, "prune__floors__layer_min": 0.5})
+        assert experiment.least_macs(experiment.config) == 0
+
+
+class SizeWritten(nn.Module):
+    """`forward` holds the width of the first layer, so it cannot be cut; the second can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 12, 3)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.a(inputs).view(-1, 8, 36).view(-1, 8, 6, 6).relu()
+        out: Tensor = self.head(self.b(hidden).relu().mean((2, 3)))
+        return out
+
+
+def size_written(num_classes: int) -> nn.Module:
+    return SizeWritten()
+
+
+def test_a_stage_of_a_net_with_sizes_in_forward_is_found_by_its_key(tmp_path: Path) -> None:
+    experiment = opened(FolderStore(tmp_path), model__name=f"{__name__}:size_written",
+                        prune__percentage=40, prune__criterion="l1")
+    trial = experiment.trial(experiment.config)
+    assert trial.last.removed == {"b": 8}
+    found = experiment.stage(trial.final.key)
+    assert found is not None
+    assert same(found, trial.final)
+    assert by_hand(experiment, found) == pytest.approx(trial.final.accuracy)
+    assert experiment.stage("no such key") is None
+
+
+def test_weights_from_a_file_are_where_training_starts(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    given = tiny.net()
+    save_file(given.state_dict(), tmp_path / "net.safetensors")
+    torch.save(given.state_dict(), tmp_path / "net.pt")
+    for name in ("net.safetensors", "net.pt"):
+        experiment = opened(model__weights=str(tmp_path / name), baseline__epochs=0)
+        for key, tensor in given.named_parameters():
+            assert torch.equal(experiment.baseline.tensors[key], tensor)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (b"no weights at all", "net.pt does not fit"), (None, "cannot be read: No such file")])
+def test_weights_that_do_not_fit_are_named(content: bytes | None, words: str, tmp_path: Path,
+                                           ) -> None:
+    path = tmp_path / "net.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=words):
+        opened(model__weights=str(path))
+
+
+def stubborn(group: Any, evidence: Any) -> Tensor:
+    raise ValueError("no")
+
+
+def counting(group: Any, evidence: Any) -> Tensor:
+    return torch.arange(len(evidence.plan.kept[group.name]), dtype=torch.float64)
+
+
+def test_a_criterion_of_ones_own_ranks_or_is_named_with_what_it_raised() -> None:
+    experiment = opened(prune__criterion=f"{__name__}:counting", prune__percentage=25)
+    first = experiment.trial(experiment.config).steps[1]
+    assert all(kept.tolist() == list(range(kept[0], kept[-1] + 1))
+               for kept in first.plan.kept.values())
+    with pytest.raises(GraphError, match="stubborn failed: ValueError: no"):
+        experiment.trial(tiny.run(prune__criterion=f"{__name__}:stubborn"))
+
+
+def test_describing_a_run_counts_it_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "train", None)
+    cost, groups, frozen = describe(tiny.run(prune__ignore=["3"]))
+    assert cost.macs == 64 * 9 * (8 + 8 * 12) + 16 * 9 * 12 * 16 + 160
+    assert cost.filters == 36
+    assert set(groups) == {"0", "7"}
+    assert set(frozen) == {"3", "12"}
+
+
+def test_known_names_are_those_of_the_tables() -> None:
+    assert known_names() == {"criteria": frozenset(CRITERIA), "data": frozenset(DATASETS),
+                             "models": frozenset(MODELS)}
+
+
+def test_settings_are_taken_over_one_by_one() -> None:
+    config: RunConfig = tiny.run(prune__round_to=4, prune__floors__min_channels=2, seed=5)
+    settings = settings_of(config)
+    assert (settings.filters_per_step, settings.percentage, settings.round_to, settings.seed) == (
+        9, 60, 4, 5)
+    assert settings.floors.min_channels == 2
+    assert settings_of(config, macs=77).percentage == 100

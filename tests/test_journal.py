@@ -1,0 +1,108 @@
+"""What a run writes down, and how it ends."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+from harness.errors import HarnessError, StoreError, TrackingError, TrainingError
+from harness.experiment import Experiment, Trial
+from harness.journal import Journal, ending
+from harness.store import FolderStore, NoStore
+from harness.tracking import MemoryRun, MemoryTracker
+
+
+def open_run(tracker: MemoryTracker) -> str:
+    return tracker.open_run(name="r", role="run", study="s")
+
+
+def told(experiment: Experiment, trial: Trial, tracker: MemoryTracker, run_id: str) -> None:
+    journal = Journal(tracker, run_id, experiment.whole)
+    for step in trial.steps:
+        journal.step(step)
+    journal.layers(trial.steps)
+    journal.plans(trial.steps)
+    journal.epochs(trial.final)
+    journal.final(trial.final, trial.last.cost)
+
+
+def walked(experiment: Experiment) -> tuple[Trial, MemoryTracker, MemoryRun]:
+    trial, tracker = experiment.trial(experiment.config), MemoryTracker()
+    run_id = open_run(tracker)
+    told(experiment, trial, tracker, run_id)
+    return trial, tracker, tracker.runs[run_id]
+
+
+def test_told_again_by_another_process_nothing_changes(tmp_path: Path) -> None:
+    """Stages come from the store then, which must not show in any point."""
+    first = Experiment(tiny.run(), FolderStore(tmp_path))
+    trial, tracker, run = walked(first)
+    before = dict(run.points), dict(run.files), len(run.images)
+    again = Experiment(tiny.run(), FolderStore(tmp_path))
+    told(again, again.trial(again.config), tracker, "run-1")
+    assert (dict(run.points), dict(run.files), len(run.images)) == before
+    made = {step.number: step.stage.facts["made_ms"] for step in trial.steps}
+    assert all(p.timestamp_ms == made[p.step] for p in run.points if p.key == "val_accuracy")
+
+
+def test_epochs_are_numbered_on_through_steps_and_fine_tune() -> None:
+    experiment = Experiment(tiny.run(retrain__epochs=2, finetune__epochs=3), NoStore())
+    trial, _, run = walked(experiment)
+    rows = [row for step in trial.steps[1:] for row in step.stage.epochs] + trial.final.epochs
+    assert len(rows) == 3 * 2 + 3
+    assert run.curve("train_loss") == [(n, row.train_loss) for n, row in enumerate(rows)]
+    assert run.curve("lr") == [(n, row.lr) for n, row in enumerate(rows)]
+    assert run.curve("val_loss_epoch") == [(n, row.val_loss) for n, row in enumerate(rows)]
+
+
+def test_without_a_fine_tune_no_epoch_is_told_twice() -> None:
+    _, _, run = walked(Experiment(tiny.run(finetune__epochs=0), NoStore()))
+    assert [step for step, _ in run.curve("train_loss")] == [0, 1, 2]
+
+
+def test_a_trial_that_cuts_nothing_does_not_tell_the_baselines_epochs() -> None:
+    experiment = Experiment(tiny.run(prune__floors__layer_min=1.0, finetune__epochs=0), NoStore())
+    trial, _, run = walked(experiment)
+    assert [step.number for step in trial.steps] == [0]
+    assert run.curve("train_loss") == []
+    assert run.curve("val_accuracy") == [(0, experiment.baseline.accuracy)]
+
+
+def test_shares_are_of_the_whole_network() -> None:
+    trial, _, run = walked(Experiment(tiny.run(), NoStore()))
+    assert run.curve("flops_reduction")[0] == (0, 0.0)
+    assert run.curve("flops_reduction")[-1][1] == 1 - trial.last.macs / trial.steps[0].macs
+    assert run.curve("flops")[-1][1] == 2 * trial.last.macs
+    assert [round(p, 6) for _, p in run.curve("percentage")] == [
+        0, 25, 50, round(100 * 22 / 36, 6)]
+
+
+class Reached(MemoryTracker):
+    """A tracker whose server is gone."""
+
+    def end_run(self, run_id: str, status: object) -> None:
+        raise TrackingError("the server does not answer")
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (KeyboardInterrupt(), "KILLED"), (StoreError("the disk is full"), "KILLED"),
+    (TrackingError("no server"), "KILLED"), (TrainingError("the loss is nan"), "FAILED"),
+    (MemoryError(), "FAILED")], ids=lambda value: type(value).__name__)
+def test_a_run_ends_as_what_became_of_it(error: BaseException, status: str) -> None:
+    tracker = MemoryTracker()
+    run_id = open_run(tracker)
+    with pytest.raises(type(error)), ending(tracker, run_id):
+        raise error
+    run = tracker.runs[run_id]
+    assert run.status == status
+    assert run.tags.get("reason") == (str(error) if status == "FAILED" else None)
+    with ending(tracker, run_id):
+        assert tracker.status(run_id) == "FAILED" or status == "KILLED"
+    assert run.status == "FINISHED"
+
+
+def test_a_tracker_that_is_gone_does_not_hide_what_was_raised_first() -> None:
+    tracker = Reached()
+    with pytest.raises(HarnessError, match="the loss is nan"):
+        with ending(tracker, open_run(tracker)):
+            raise TrainingError("the loss is nan")

@@ -1,0 +1,95 @@
+"""Seeds, devices, and what results depend on besides settings."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import runtime
+from harness.errors import ConfigError
+from harness.runtime import bits, code_version, device_of, facts, seed_of, seeded, settle
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_card_auto_is_the_cpu_and_a_card_is_refused(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == device_of("cpu") == CPU
+    with pytest.raises(ConfigError, match="'cuda:0' is not on this machine. Here: auto, cpu."):
+        device_of("cuda:0")
+
+
+def test_with_two_cards_auto_is_the_first_and_a_third_is_refused(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of("auto") == device_of("cuda") == torch.device("cuda", 0)
+    assert device_of("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="'cuda:2' .* Here: auto, cpu, cuda:0, cuda:1."):
+        device_of("cuda:2")
+
+
+def test_a_seed_is_its_key_and_nothing_else() -> None:
+    assert seed_of("a") == seed_of("a") != seed_of("b")
+    assert 0 <= seed_of("a") < 2**60
+    # sha256("a") begins with ca978112ca1bbdc.
+    assert seed_of("a") == 0xCA978112CA1BBDC
+
+
+def test_randomness_outside_is_as_if_nothing_had_been_seeded() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with seeded(9):
+        inside = torch.rand(4)
+    assert torch.equal(torch.rand(4), expected)
+    with seeded(9):
+        assert torch.equal(torch.rand(4), inside)
+
+
+def test_threads_are_as_asked_and_algorithms_deterministic() -> None:
+    settle(2)
+    assert torch.get_num_threads() == 2
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_bits_name_threads_versions_and_code() -> None:
+    assert bits(CPU, 1) != bits(CPU, 2)
+    assert bits(CPU, 1)["torch"] == torch.__version__
+    assert bits(CPU, 1)["code"] == code_version()
+
+
+def copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our sources, to be edited; `code_version` then reads the copy."""
+    shutil.copytree(Path(runtime.__file__).parent, folder,
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runtime, "__file__", str(folder / "runtime.py"))
+    return folder
+
+
+@pytest.mark.parametrize(("file", "changes"), [
+    ("engine/selection.py", True), ("models/vgg.py", True), ("train.py", True),
+    ("checkpoint.py", True), ("runtime.py", True), ("console.py", False), ("cli.py", False),
+    ("tracking.py", False)])
+def test_the_code_version_changes_with_what_results_depend_on(
+        file: str, changes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = code_version.__wrapped__  # past the cache
+    before = version()
+    folder = copied(tmp_path / "harness", monkeypatch)
+    assert version() == before
+    with (folder / file).open("a") as source:
+        source.write("# edited\n")
+    assert (version() != before) is changes
+
+
+def test_facts_of_the_machine_are_all_known_words() -> None:
+    found = facts(CPU)
+    assert {"version.torch", "version.mlflow", "version.optuna", "version.python", "version.code",
+            "version.git", "machine.host", "machine.processor", "machine.cores",
+            "machine.device"} <= found.keys()
+    assert all(isinstance(value, str) and value for value in found.values())
+    assert found["machine.device"] == "cpu"
+    assert torch.__version__.startswith(found["version.torch"])
