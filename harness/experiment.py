@@ -4,6 +4,7 @@
 the device, the traced network, the baseline. A trial is one walk through it with its own settings.
 """
 
+import copy
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -243,7 +244,23 @@ def network(config: RunConfig, data: Data) -> nn.Module:
                       width=config.model.width, input_size=shape[-1], options=config.model.options)
     if config.model.weights:
         _load(model, FilePath(config.model.weights))
+    _check_fit(model, config, data)
     return model
+
+
+def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:
+    """Raises ModelError, before anything is trained, if the outputs are no scores of the classes."""
+    wanted = (2, data.num_classes)
+    try:
+        with torch.no_grad():
+            given = copy.deepcopy(model).eval()(data.val.inputs[:2])
+    except Exception as error:  # whatever a person's own forward raises
+        raise ModelError(f"model.name: {config.model.name} does not run on pictures of shape "
+                         f"{data.input_shape} of {config.data.name}: {error}") from error
+    found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+    if found != wanted:
+        raise ModelError(f"model.name: {config.model.name} gives {found} for two pictures; "
+                         f"{config.data.name} has {data.num_classes} classes and needs {wanted}.")
 
 
 def describe(config: RunConfig) -> tuple[Cost, tuple[str, ...], Mapping[str, str]]:

@@ -358,8 +358,7 @@ class SideBySide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.cat([self.one(x), self.two(x)], 3)
         both = torch.cat([self.mix(wide), self.mix(wide.flip(1, 2).flip(1).roll(1, 3))], 0)
-        out: Tensor = self.last(both).mean((2, 3)).view(2, -1)
-        return out
+        return torch.cat(self.last(both).chunk(2, 0), 1)
 
 
 def concat_in_space() -> Made:

@@ -3,7 +3,7 @@ removed channels; and a wrong cut must be seen to differ.
 
 Readers are silenced, not writers: zeroing a convolution still leaves its batch-norm bias in the
 channel. Differences are measured in float64 against the spread of the outputs (the largest range
-over the batch of any one output; over all outputs if the batch is one), because an untrained
+over the batch of any one output; over all outputs if all examples are one), because an untrained
 network puts out almost nothing and any difference would look small. Where the spread itself drowns
 in the rounding of the outputs (it is 1e-9 of them, say), the tolerance is that rounding.
 """
@@ -137,9 +137,8 @@ def _outputs(value: object) -> list[Tensor]:
 
 
 def _spread(output: Tensor) -> float:
-    if output.dim() and output.shape[0] > 1:
-        return float((output.amax(0) - output.amin(0)).max())
-    return float(output.max() - output.min())
+    over_batch = float((output.amax(0) - output.amin(0)).max()) if output.dim() else 0.0
+    return over_batch or float(output.max() - output.min()) or float(output.abs().max())
 
 
 def _rounding(outputs: list[Tensor], spread: float) -> float:

@@ -155,9 +155,12 @@ def test_outputs_that_are_not_finite_do_not_certify() -> None:
     assert not certified(model, graph, graph.plan({"0.0": [0, 1]}), example).holds
 
 
-def test_one_example_is_enough() -> None:
+def test_one_example_is_enough_and_may_stand_twice() -> None:
     model, example, graph = traced(nets.chain)
-    assert certified(model, graph, graph.plan({"0.0": [0, 1, 2]}), (example[0][:1],)).certified
+    plan = graph.plan({"0.0": [0, 1, 2]})
+    assert certified(model, graph, plan, (example[0][:1],)).certified
+    assert certified(model, graph, plan, (example[0][[0, 0]],)).certified
+    assert certified(model, graph, plan, (torch.ones(3, 3, 8, 8),)).certified
 
 
 class OnlySingle(nn.Module):

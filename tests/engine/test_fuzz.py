@@ -20,7 +20,7 @@ from harness.engine.graph import trace
 from harness.engine.selection import Floors, select
 from harness.engine.surgery import cut
 
-NUM_CASES = int(os.environ.get("FUZZ", "30"))
+NUM_CASES = int(os.environ.get("FUZZ", "24"))
 SIZE = 6  # height and width of every map
 
 Shared = dict[int, nn.Module]  # width -> a convolution that is used several times

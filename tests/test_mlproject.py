@@ -1,0 +1,158 @@
+"""`mlflow run .` as a person types it, in a clean copy of the tree; and what it stands on."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+BARE = {"PATH": "/usr/bin:/bin"}
+
+
+def run(command: list[str], folder: Path, changes: Mapping[str, str],
+        ) -> subprocess.CompletedProcess[str]:
+    """In a shell in which no environment is activated."""
+    kept = {key: value for key, value in os.environ.items()
+            if not key.startswith(("MLFLOW", "HARNESS", "VIRTUAL_ENV", "PYTHON", "CONDA"))}
+    return subprocess.run(command, cwd=folder, env=kept | changes, capture_output=True, text=True,
+                          timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that git knows, and a study that takes seconds."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
+                            check=False)
+    if listed.returncode:
+        pytest.skip("this is no git checkout: there is no telling which files belong to it")
+    folder = tmp_path_factory.mktemp("tree")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copy(tiny.__file__, folder)
+    tiny.write(tiny.study(trials=2, controls=["l1"]), folder)
+    return folder
+
+
+def mlflow_run(tree: Path, path: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return run([str(BIN / "mlflow"), "run", ".", "-P", "study=tiny", *words], tree,
+               {"PATH": path})
+
+
+def test_mlflow_run_works_bare_in_an_environment_that_is_not_activated(tree: Path) -> None:
+    """Neither conda nor pyenv is on the path, and every parameter may be empty."""
+    empty = [word for name in ("profile", "config", "storage", "home", "set")
+             for word in ("-P", f"{name}=")]
+    done = mlflow_run(tree, BARE["PATH"], "-P", "trials=1", *empty)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (tree / "runs" / "optuna.db").is_file()
+    client = MlflowClient(f"sqlite:///{tree}/mlflow.db")
+    experiments = {e.name: e.experiment_id for e in client.search_experiments()}
+    runs = client.search_runs([experiments["tiny"]])
+    assert sorted(r.data.tags["role"] for r in runs) == ["baseline", "study", "trial"]
+    launcher, = client.search_runs([experiments["Default"]])
+    assert launcher.data.tags["role"] == "launcher"
+    study = next(r for r in runs if r.data.tags["role"] == "study")
+    assert launcher.data.tags["study_run"] == study.info.run_id
+    assert {r.info.status for r in [launcher, *runs]} == {"FINISHED"}
+
+
+def test_mlflow_run_works_with_env_manager_local_and_goes_on(tree: Path) -> None:
+    """After the test above, in the same tree: another trial, and now the budget can be met."""
+    done = mlflow_run(tree, f"{BIN}:{BARE['PATH']}", "--env-manager", "local")
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(f"sqlite:///{tree}/mlflow.db")
+    experiments = {e.name: e.experiment_id for e in client.search_experiments()}
+    runs = client.search_runs([experiments["tiny"]])
+    assert sorted(r.data.tags["role"] for r in runs) == [
+        "baseline", "control", "study", "trial", "trial"]
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert client.get_model_version_by_alias("tiny", "champion").run_id in {
+        r.info.run_id for r in runs if r.data.tags["role"] == "trial"}
+
+
+# --- bin/python: the interpreter that mlflow runs in ----------------------------------------------
+
+WHICH = "sh '{}/bin/python' -c 'import sys; print(sys.executable)'".format(ROOT)
+
+
+def started_by_mlflow(python: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """As `mlflow run` does it: Python, running a program called mlflow, starts bash."""
+    program = folder / "mlflow"
+    program.write_text("import subprocess\n"
+                       f"subprocess.run(['bash', '-c', {WHICH!r} + '; true'], check=True)\n")
+    return run([str(python), str(program)], folder, BARE)
+
+
+def test_it_is_the_interpreter_of_mlflow(tmp_path: Path) -> None:
+    done = started_by_mlflow(Path(sys.executable), tmp_path)
+    assert done.stdout.strip() == sys.executable, done.stderr
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="not run in a virtual environment")
+def test_its_path_may_hold_spaces(tmp_path: Path) -> None:
+    place = tmp_path / "my own venv"
+    (place / "bin").mkdir(parents=True)
+    shutil.copy(Path(sys.prefix) / "pyvenv.cfg", place)
+    (place / "lib").symlink_to(Path(sys.prefix) / "lib")
+    python = place / "bin" / "python"
+    python.symlink_to(sys.executable)
+    done = started_by_mlflow(python, tmp_path)
+    assert done.stdout.strip() == str(python), done.stderr
+
+
+def test_a_shell_that_only_speaks_of_mlflow_is_not_taken_for_it(tmp_path: Path) -> None:
+    command = f"{WHICH}; : --home python-mlflow-runs"
+    done = run(["bash", "-c", command], tmp_path, {"PATH": f"{BIN}:{BARE['PATH']}"})
+    assert Path(done.stdout.strip()).parent == BIN, done.stderr
+
+
+def test_harness_python_wins(tmp_path: Path) -> None:
+    done = run(["bash", "-c", WHICH], tmp_path, BARE | {"HARNESS_PYTHON": sys.executable})
+    assert done.stdout.strip() == sys.executable, done.stderr
+
+
+def test_a_python_without_the_harness_is_told_how_to_get_it(tmp_path: Path) -> None:
+    empty = tmp_path / "python"
+    empty.write_text("#!/bin/sh\nexit 1\n")
+    empty.chmod(0o755)
+    done = run(["bash", "-c", WHICH], tmp_path, BARE | {"HARNESS_PYTHON": str(empty)})
+    assert done.returncode == 1
+    assert f"harness is not installed in {empty}: run 'pip install -e .' there" in done.stderr
+
+
+# --- what is written down twice must agree --------------------------------------------------------
+
+
+def test_conda_and_pip_ask_for_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert f"python{project['requires-python']}" in conda
+    pip, = [entry["pip"] for entry in conda if isinstance(entry, dict)]
+    assert sorted(pip) == sorted(project["dependencies"])
+
+
+def test_every_entry_point_names_a_verb_and_options_that_exist() -> None:
+    from harness.cli import cli
+
+    points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    assert {"main", "run", "baseline", "export"} <= points.keys()
+    for name, point in points.items():
+        words = point["command"].removeprefix("sh bin/python -m harness ").split()
+        assert words[0] == {"main": "study"}.get(name, name)
+        options = {option for parameter in cli.commands[words[0]].params
+                   for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options
+        assert {word.strip("{}") for word in words if word.startswith("{")} == set(
+            point["parameters"])
