@@ -249,7 +249,7 @@ def network(config: RunConfig, data: Data) -> nn.Module:
 
 
 def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:
-    """Raises ModelError, before anything is trained, if the outputs are no scores of the classes."""
+    """Raises ModelError, before anything is trained, if outputs are no scores of the classes."""
     wanted = (2, data.num_classes)
     try:
         with torch.no_grad():

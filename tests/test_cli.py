@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from mlflow import MlflowClient
 
 from harness import __version__
 from harness import cli as command_line
@@ -25,7 +24,7 @@ from harness.cli import cli, main
 from harness.store import locked
 from harness.sweep import conclude
 from harness.sweep.outcome import Outcome
-from harness.tracking import MemoryTracker
+from harness.tracking import MemoryTracker, MlflowTracker
 
 STUDY = tiny.study(trials=2, controls=["l1"], profiles={"smoke": {"trials": 1}})
 Harness = Callable[..., tuple[int, str, str]]
@@ -360,17 +359,13 @@ def test_ctrl_c_and_sigterm_end_it_cleanly_and_nothing_is_lost(
     assert {run.status for run in tracker.runs.values()} == {"FINISHED"}
 
 
-def begin(place: Path) -> subprocess.Popen[bytes]:
-    """The study in a process of its own, with a real MLflow."""
-    settings = {"PYTHONPATH": str(Path(tiny.__file__).parent),
-                "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"}
-    with (place / "said.txt").open("ab") as said:
-        return subprocess.Popen([sys.executable, "-m", "harness", "study", "tiny"], cwd=place,
-                                env=os.environ | settings, stdout=said, stderr=said)
-
-
 def kill_after(num_stages: int, place: Path) -> None:
-    process, deadline = begin(place), time.monotonic() + 120
+    """The study in a process of its own, with a real MLflow; ended by kill -9."""
+    with (place / "said.txt").open("ab") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness", "study", "tiny"], cwd=place, stdout=said, stderr=said,
+            env=os.environ | {"PYTHONPATH": str(Path(tiny.__file__).parent)})
+    deadline = time.monotonic() + 120
     while len(list((place / "runs" / "stages").glob("*.safetensors"))) < num_stages:
         assert process.poll() is None, (place / "said.txt").read_text()
         assert time.monotonic() < deadline, "it does not begin"
@@ -380,16 +375,18 @@ def kill_after(num_stages: int, place: Path) -> None:
 
 
 def test_kill_9_and_the_same_command_again_end_as_if_nothing_had_happened(
-        place: Path, straight: Outcome) -> None:
-    for num_stages in (3, 8):  # in the middle of the first trial, and of the second
+        place: Path, straight: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last time it is this process that goes on."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
+    for num_stages in (3, 7):  # in the middle of the first trial, and of the second
         kill_after(num_stages, place)
-    assert begin(place).wait(timeout=120) == 0, (place / "said.txt").read_text()
-    assert "Traceback" not in (place / "said.txt").read_text()
+    tracker = MlflowTracker.open(None, "tiny", place / "runs")
+    client, experiments = tracker.client, [tracker.experiment_id]
+    assert "RUNNING" in {run.info.status for run in client.search_runs(experiments)}
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["study", "tiny"])
     assert tiny.found(outcome(place / "runs")) == tiny.found(straight)
-    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
+    runs = client.search_runs(experiments)
     assert sorted(run.data.tags["role"] for run in runs) == [
         "baseline", "control", "study", "trial", "trial"]
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -80,6 +80,8 @@ def test_an_onnx_runs_at_any_batch_size(tmp_path: Path) -> None:
     meta = session.get_modelmeta().custom_metadata_map
     assert meta == {"harness.study": "s-1", "harness.macs": "123",
                     "harness.labels": '["a", "b"]'}
+    assert written.difference <= 1e-4
+    assert list(tmp_path.iterdir()) == [written.path]
 
 
 def test_a_state_is_rebuilt_on_a_fresh_network(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_a_state_is_rebuilt_on_a_fresh_network(tmp_path: Path) -> None:
     assert read_checkpoint(written.path).metadata == METADATA
 
 
-@pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize("format", ["pt2", "state"])
 def test_size_and_difference_are_those_of_the_file(format: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / f"net{SUFFIXES[format]}"
     _, written = exported(path, format)
@@ -135,7 +137,7 @@ def test_a_network_that_puts_out_nan_is_not_exported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize("format", ["pt2", "state"])
 def test_what_stands_in_the_way_is_a_sentence(format: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "net", tmp_path):

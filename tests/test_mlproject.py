@@ -7,11 +7,14 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import yaml
-from mlflow import MlflowClient
+
+from harness.cli import cli
+from harness.tracking import MlflowTracker
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -40,13 +43,20 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     shutil.copy(tiny.__file__, folder)
-    tiny.write(tiny.study(trials=2, controls=["l1"]), folder)
+    space = {**tiny.SPACE, "prune.percentage": [70]}  # within the budget, whichever way it goes
+    tiny.write(tiny.study(trials=2, controls=["l1"], space=space), folder)
     return folder
 
 
 def mlflow_run(tree: Path, path: str, *words: str) -> subprocess.CompletedProcess[str]:
     return run([str(BIN / "mlflow"), "run", ".", "-P", "study=tiny", *words], tree,
                {"PATH": path})
+
+
+def written(tree: Path, experiment: str) -> tuple[Any, list[Any]]:
+    """MLflow's client of the default store, and the runs of an experiment."""
+    tracker = MlflowTracker.open(f"sqlite:///{tree}/mlflow.db", experiment, tree)
+    return tracker.client, tracker.client.search_runs([tracker.experiment_id])
 
 
 def test_mlflow_run_works_bare_in_an_environment_that_is_not_activated(tree: Path) -> None:
@@ -57,11 +67,9 @@ def test_mlflow_run_works_bare_in_an_environment_that_is_not_activated(tree: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert (tree / "runs" / "optuna.db").is_file()
-    client = MlflowClient(f"sqlite:///{tree}/mlflow.db")
-    experiments = {e.name: e.experiment_id for e in client.search_experiments()}
-    runs = client.search_runs([experiments["tiny"]])
-    assert sorted(r.data.tags["role"] for r in runs) == ["baseline", "study", "trial"]
-    launcher, = client.search_runs([experiments["Default"]])
+    _, runs = written(tree, "tiny")
+    assert sorted(r.data.tags["role"] for r in runs) == ["baseline", "control", "study", "trial"]
+    launcher, = written(tree, "Default")[1]
     assert launcher.data.tags["role"] == "launcher"
     study = next(r for r in runs if r.data.tags["role"] == "study")
     assert launcher.data.tags["study_run"] == study.info.run_id
@@ -69,14 +77,12 @@ def test_mlflow_run_works_bare_in_an_environment_that_is_not_activated(tree: Pat
 
 
 def test_mlflow_run_works_with_env_manager_local_and_goes_on(tree: Path) -> None:
-    """After the test above, in the same tree: another trial, and now the budget can be met."""
+    """After the test above, in the same tree: one more trial."""
     done = mlflow_run(tree, f"{BIN}:{BARE['PATH']}", "--env-manager", "local")
     assert done.returncode == 0, done.stdout + done.stderr
-    client = MlflowClient(f"sqlite:///{tree}/mlflow.db")
-    experiments = {e.name: e.experiment_id for e in client.search_experiments()}
-    runs = client.search_runs([experiments["tiny"]])
-    assert sorted(r.data.tags["role"] for r in runs) == [
-        "baseline", "control", "study", "trial", "trial"]
+    client, runs = written(tree, "tiny")
+    roles = [r.data.tags["role"] for r in runs]
+    assert (roles.count("study"), roles.count("baseline"), roles.count("trial")) == (1, 1, 2)
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert client.get_model_version_by_alias("tiny", "champion").run_id in {
         r.info.run_id for r in runs if r.data.tags["role"] == "trial"}
@@ -84,7 +90,7 @@ def test_mlflow_run_works_with_env_manager_local_and_goes_on(tree: Path) -> None
 
 # --- bin/python: the interpreter that mlflow runs in ----------------------------------------------
 
-WHICH = "sh '{}/bin/python' -c 'import sys; print(sys.executable)'".format(ROOT)
+WHICH = f"sh '{ROOT}/bin/python' -c 'import sys; print(sys.executable)'"
 
 
 def started_by_mlflow(python: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -144,8 +150,6 @@ def test_conda_and_pip_ask_for_the_same() -> None:
 
 
 def test_every_entry_point_names_a_verb_and_options_that_exist() -> None:
-    from harness.cli import cli
-
     points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     assert {"main", "run", "baseline", "export"} <= points.keys()
     for name, point in points.items():

@@ -56,10 +56,10 @@ def test_threads_are_as_asked_and_algorithms_deterministic() -> None:
     assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def test_bits_name_threads_versions_and_code() -> None:
+def test_bits_name_threads_and_versions() -> None:
     assert bits(CPU, 1) != bits(CPU, 2)
     assert bits(CPU, 1)["torch"] == torch.__version__
-    assert bits(CPU, 1)["code"] == code_version()
+    assert code_version() not in bits(CPU, 1).values()  # seeds stay when code is rearranged
 
 
 def copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

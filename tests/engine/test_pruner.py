@@ -1,6 +1,7 @@
 """`prune` from outside: exactly what is asked, in place, all or nothing."""
 
 import copy
+from typing import Any
 
 import nets
 import pytest
@@ -362,7 +363,7 @@ def test_an_interruption_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPa
     ({"ignore": ["0.9"]}, UnknownName, "ignore: unknown module '0.9'. Nearest: 0.2, 0.1, 0.0"),
 ])
 def test_mistakes_are_said_before_anything_is_touched(
-        arguments: dict[str, object], error: type[HarnessError], words: str) -> None:
+        arguments: dict[str, Any], error: type[HarnessError], words: str) -> None:
     model, example = nets.chain()
     before = snapshot(model)
     with pytest.raises(error) as caught:

@@ -12,8 +12,7 @@ from harness import train as training
 from harness.engine.evidence import Evidence
 from harness.engine.graph import Group
 from harness.errors import StudyError
-from harness.experiment import Experiment
-from harness.store import FolderStore
+from harness.experiment import Experiment, stages
 from harness.sweep.ledger import MOST_TRIES, ordinal_of
 
 NAN = 1e30  # a learning rate after which no loss is finite
@@ -64,7 +63,7 @@ def test_a_trial_that_died_three_times_is_given_up(tmp_path: Path,
 
     machine = Machine(tmp_path)
     study = tiny.study(trials=1, controls=[])
-    assert not Experiment(study.base, FolderStore(tmp_path / "stages")).baseline.reused
+    assert not Experiment(study.base, stages(tmp_path)).baseline.reused
     for _ in range(MOST_TRIES):
         with monkeypatch.context() as patch:
             patch.setattr(training, "train", die)

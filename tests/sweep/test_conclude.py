@@ -188,13 +188,14 @@ def test_the_outcome_is_a_file_that_reads_back(whole: Whole) -> None:
 def test_a_stage_that_was_evicted_is_walked_again_for_the_report(whole: Whole, tmp_path: Path,
                                                                  ) -> None:
     machine = Machine(tmp_path)
-    machine.conduct(tiny.study(trials=2))
+    machine.conduct(tiny.study(trials=1, controls=[], budget={"flops": 0.9}))
     stages = list((tmp_path / "stages").glob("*.safetensors"))
     assert stages
     for path in stages:
         path.unlink()
-    again, _ = machine.conduct(tiny.study(trials=3))
-    straight, _ = Machine(tmp_path / "other").conduct(tiny.study(trials=3))
+    longer = tiny.study(trials=2, controls=[], budget={"flops": 0.9})
+    again, _ = machine.conduct(longer)
+    straight, _ = Machine(tmp_path / "other").conduct(longer)
     assert tiny.found(again) == tiny.found(straight)
 
 
