@@ -1,5 +1,6 @@
 """What a run writes down, and how it ends."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_a_trial_that_cuts_nothing_does_not_tell_the_baselines_epochs() -> None:
     assert [step.number for step in trial.steps] == [0]
     assert run.curve("train_loss") == []
     assert run.curve("val_accuracy") == [(0, experiment.baseline.accuracy)]
+
+
+def test_the_certificate_of_every_cut_is_written_down() -> None:
+    trial, _, run = walked(Experiment(tiny.run(prune__certify=True), NoStore()))
+    plans = json.loads(run.files["plan.json"])
+    assert plans["0"]["certificate"] is None
+    for step in trial.steps[1:]:
+        certificate = plans[str(step.number)]["certificate"]
+        assert certificate["difference"] <= certificate["tolerance"]
 
 
 def test_shares_are_of_the_whole_network() -> None:

@@ -76,8 +76,8 @@ def export_champion(name: str, home: Path, format_: str, out: Path | None) -> Re
     notes = [f"wrote {written.path} ({written.size_bytes / 1e6:.2f} MB, {format_}); loaded again "
              f"and compared: largest difference {written.difference:.1e} of the largest output",
              f"{faster:.1f}x faster at 32 pictures, for {ideal:.1f}x fewer FLOPs; PyTorch, "
-             f"float32, {config.threads} thread{'s' * (config.threads > 1)}, this machine; medians of "
-             "alternating runs (quartiles)"]
+             f"float32, threads: {config.threads}, this machine; medians of alternating runs "
+             "(quartiles)"]
     if format_ == "pt2":
         notes.append(f"use it: torch.export.load('{path}').module()(pictures)")
     if format_ == "state":

@@ -151,12 +151,10 @@ def test_metrics_have_their_fixed_names_and_every_step_once(whole: Whole) -> Non
     assert {point.key for point in baseline.points} == EPOCH | FINAL | {"final_test_accuracy"}
 
 
-def test_the_exact_plan_and_its_certificate_are_kept(whole: Whole) -> None:
+def test_the_exact_plan_is_kept(whole: Whole) -> None:
     for run, (_, trial) in zip(whole.machine.runs("trial"), whole.trials, strict=True):
         plans = json.loads(run.files["plan.json"])
         assert [plan["kept"] for plan in plans.values()] == [s.plan.as_json() for s in trial.steps]
-        assert all(plans[str(s.number)]["certificate"]["difference"] <= 1e-4
-                   for s in trial.steps[1:])
 
 
 def test_models_of_the_front_are_kept_and_the_champion_has_the_alias(whole: Whole) -> None:

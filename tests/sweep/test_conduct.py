@@ -16,6 +16,7 @@ from harness.console import QuietScreen
 from harness.errors import StudyError
 from harness.store import FolderStore, locked
 from harness.sweep import agent as agents
+from harness.sweep import conduct as conducting
 from harness.sweep.conduct import conduct, progress, study_id
 from harness.sweep.ledger import Ledger
 from harness.sweep.storage import default_url
@@ -250,6 +251,25 @@ def test_another_mlflow_store_is_refused_once_trials_are_in_the_first(tmp_path: 
     with pytest.raises(StudyError, match="another MLflow store.*MLFLOW_TRACKING_URI"):
         moved.conduct(tiny.study(trials=2, controls=[]))
     assert machine.conduct(tiny.study(trials=2, controls=[]))[1], "with the first store it goes on"
+
+
+def test_the_result_of_fewer_trials_is_not_taken_for_that_of_the_whole_space(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extended to the last setting there is, and interrupted before the new end was written."""
+    space = {"prune.filters_per_step": [9, 13], "prune.percentage": [70]}
+    machine = Machine(tmp_path)
+    machine.conduct(tiny.study(trials=1, controls=[], space=space))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conducting, "conclude", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            machine.conduct(tiny.study(trials=9, controls=[], space=space))
+    outcome, is_new = machine.conduct(tiny.study(trials=9, controls=[], space=space))
+    assert (is_new, outcome.settings_finished) == (True, 2)
+    assert not machine.conduct(tiny.study(trials=9, controls=[], space=space))[1]
 
 
 def test_when_time_is_up_no_trial_is_begun_and_the_study_can_go_on(tmp_path: Path) -> None:
