@@ -44,7 +44,9 @@ def assert_same(machine: Machine, whole: Whole) -> None:
     outcome, is_new = machine.conduct(whole.study)
     assert not is_new
     assert found(outcome) == found(whole.outcome)
-    assert trials(machine.ledger(whole.study)) == trials(whole.machine.ledger(whole.study))
+    ledger = machine.ledger(whole.study)
+    assert trials(ledger) == trials(whole.machine.ledger(whole.study))
+    assert all(trial.state.is_finished() for trial in ledger.study.trials)
     for run in machine.tracker.runs.values():
         for key, curve in curves(run).items():
             steps = [step for step, _ in curve]

@@ -41,6 +41,7 @@ def test_the_same_study_makes_the_same_suggestions(sampler: str) -> None:
     assert straight != suggestions(space(sampler, seed=1), 10)
     assert straight != suggestions(space(sampler), 10, name="t")
     assert all(p[key] in LADDERS[key] for p in straight for key in LADDERS)
+    assert len({same(p) for p in straight}) >= 5, "one suggestion is as the other"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
