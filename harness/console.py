@@ -799,14 +799,14 @@ def _left_of(elapsed: float, done: float, total: float) -> float | None:
 def _study_left(progress: _Progress, now: float) -> float | None:
     """Seconds to the last setting asked for, at the cost of a finished setting so far.
 
-    Trials that gave no setting (stopped, failed, duplicate) cost time too. Before the first has
+    Trials that gave no setting (failed, duplicate) cost time too. Before the first has
     finished, the one under way stands for all.
     """
     trial, step = progress.trial, progress.step
     elapsed = now - trial.began if trial else 0.0
     rest = _left_of(elapsed, step.percentage, trial.target) if trial and step else None
     searched = [line for line in progress.trials if line.role == "trial"]
-    num_finished = sum(line.state == "finished" for line in searched)
+    num_finished = sum(line.state in ("finished", "stopped") for line in searched)
     if num_finished:
         each = sum(line.seconds for line in searched) / num_finished
     elif rest is not None:

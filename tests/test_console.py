@@ -323,10 +323,11 @@ def test_a_control_begun_without_its_role_is_ended_too(terminal: Terminal) -> No
 
 
 def test_time_left_is_that_of_the_settings_still_to_finish(terminal: Terminal) -> None:
-    """Two finished and one stopped trial took 180 s: 90 s a setting, and four are missing."""
+    """One finished, one stopped by its floors (a setting too), one failed trial took 180 s:
+    90 s a setting, and four are missing."""
     with StudyScreen(Console(err=terminal)) as screen:
         screen.study("s", 2, 6)
-        for number, state in enumerate(("finished", "stopped", "finished")):
+        for number, state in enumerate(("finished", "failed", "stopped")):
             screen.trial_done(line(number, state, seconds=60.0))
         assert any(text.rstrip().endswith("6:00 left") for text in terminal.next_frame())
 

@@ -130,6 +130,7 @@ class Agent:
         share = result.last.macs / self.experiment.whole.macs
         self.ledger.finish(trial, result, CONSTRAINT, share - self.study.config.budget.flops)
         self.screen.trial_done(self.line(ordinal, "trial", settings, result))
+        self.screen.study(self.study_id, len(self.ledger.results()), self.study.config.trials)
         return True
 
     def control(self, name: str, settings: Settings, macs: int) -> Control:

@@ -9,6 +9,7 @@ from tiny import Machine
 from torch import Tensor
 
 from harness import train as training
+from harness.console import QuietScreen
 from harness.engine.evidence import Evidence
 from harness.engine.graph import Group
 from harness.errors import StudyError
@@ -132,3 +133,13 @@ def test_a_persons_own_criterion_may_raise_anything(tmp_path: Path) -> None:
         machine.conduct(study)
     assert machine.runs("trial")[0].tags["reason"] == (
         f"criterion {__name__}:stubborn failed: ValueError: I score no channel")
+
+
+def test_the_screen_is_told_how_many_settings_are_finished(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path)
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(QuietScreen, "study",
+                        lambda self, name, finished, planned: told.append((finished, planned)))
+    machine.conduct(tiny.study(trials=2, controls=[]))
+    assert told == [(0, 2), (1, 2), (2, 2)]
