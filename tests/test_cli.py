@@ -396,7 +396,7 @@ def test_kill_9_and_the_same_command_again_end_as_if_nothing_had_happened(
             assert sorted(steps) == list(range(len(steps))), f"{key}: a gap, or a step twice"
     champion = client.get_model_version_by_alias("tiny", "champion")
     assert straight.champion is not None
-    settings = client.get_run(champion.run_id).data.params
+    settings = client.get_run(str(champion.run_id)).data.params
     assert all(settings[key] == str(value) for key, value in straight.champion.settings.items())
 
 

@@ -187,7 +187,8 @@ def test_the_least_macs_are_those_of_a_walk_to_the_end(floors: Mapping[str, Any]
 
 def test_where_the_way_decides_no_least_is_claimed() -> None:
     for name, value in (("relative", 0.5), ("block_min_params", 0.1), ("counting", "current")):
-        experiment = opened(**{f"prune__floors__{name}": value, "prune__floors__layer_min": 0.5})
+        changes: dict[str, Any] = {f"prune__floors__{name}": value}
+        experiment = opened(prune__floors__layer_min=0.5, **changes)
         assert experiment.least_macs(experiment.config) == 0
 
 

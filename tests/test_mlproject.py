@@ -26,8 +26,8 @@ def run(command: list[str], folder: Path, changes: Mapping[str, str],
     """In a shell in which no environment is activated."""
     kept = {key: value for key, value in os.environ.items()
             if not key.startswith(("MLFLOW", "HARNESS", "VIRTUAL_ENV", "PYTHON", "CONDA"))}
-    return subprocess.run(command, cwd=folder, env=kept | changes, capture_output=True, text=True,
-                          timeout=300, check=False)
+    return subprocess.run(command, cwd=folder, env={**kept, **changes}, capture_output=True,
+                          text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -180,10 +180,10 @@ class Agent:
 
     def _give_up(self, trial: optuna.Trial, reason: str, settings: Settings) -> bool:
         run_id = trial.user_attrs.get("run_id")
-        self.ledger.fail(trial, reason)
         if run_id:
             self.tracker.set_tags(run_id, {"reason": reason[:4000]})
             self.tracker.end_run(run_id, "FAILED")
+        self.ledger.fail(trial, reason)
         self.screen.trial_done(_failed(ordinal_of(trial), "trial", settings, reason))
         return False
 

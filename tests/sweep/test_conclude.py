@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -10,8 +11,9 @@ from tiny import Machine
 from torch.utils.flop_counter import FlopCounterMode
 
 import harness
+from harness.config import RunConfig
 from harness.errors import GraphError
-from harness.sweep import agent as agents
+from harness.experiment import Experiment, Trial
 from harness.sweep.outcome import Outcome
 from harness.tracking import MemoryRun
 from sweep.conftest import Whole
@@ -199,17 +201,17 @@ def test_a_stage_that_was_evicted_is_walked_again_for_the_report(whole: Whole, t
 
 def test_a_control_that_fails_is_told_and_spoils_nothing(tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    walk = agents.Experiment.trial
+    walk = Experiment.trial
 
-    def fail(self: agents.Experiment, config: agents.RunConfig, **more: object) -> object:
+    def fail(self: Experiment, config: RunConfig, **more: Any) -> Trial:
         if config.prune.criterion == "random":
             raise GraphError("random has no opinion")
-        return walk(self, config, **more)  # type: ignore[arg-type]
+        return walk(self, config, **more)
 
     machine, space = Machine(tmp_path), {**tiny.SPACE, "prune.percentage": [70]}
     study = tiny.study(trials=1, space=space)
     with monkeypatch.context() as patch:
-        patch.setattr(agents.Experiment, "trial", fail)
+        patch.setattr(Experiment, "trial", fail)
         outcome, _ = machine.conduct(study)
     assert [r.name for r in outcome.rows if r.role == "control"] == ["l1"]
     assert "control random failed: random has no opinion" in outcome.notes

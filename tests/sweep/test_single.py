@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from tiny import QuietScreen
 
 from harness import train as training
+from harness.console import QuietScreen
 from harness.errors import TrainingError
 from harness.sweep.single import Single, run_one
 from harness.tracking import MemoryRun, MemoryTracker

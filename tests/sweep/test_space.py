@@ -51,7 +51,7 @@ def test_a_suggestion_that_was_lost_is_made_again(sampler: str) -> None:
 
 def test_tpe_learns_where_random_does_not() -> None:
     def mean(sampler: str) -> float:
-        return sum(p["a"] for p in suggestions(space(sampler), 40)[20:]) / 20
+        return sum(float(p["a"]) for p in suggestions(space(sampler), 40)[20:]) / 20
 
     assert mean("tpe") > mean("random")
 
