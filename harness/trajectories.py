@@ -22,9 +22,10 @@ from harness.engine.cost import Cost
 from harness.engine.criteria import Criterion, Score, Scores, criterion_of
 from harness.engine.evidence import Activity, Batch, Loss, Watch, taylor_pass
 from harness.engine.graph import Example, Graph, Plan, trace
-from harness.engine.pruner import ignoring, rank, try_cut
+from harness.engine.pruner import ignoring, rank
 from harness.engine.selection import Counts, Floors, select
 from harness.engine.surgery import cut
+from harness.engine.trial import try_cut
 from harness.errors import ConfigError, GraphError
 from harness.runtime import seed_of
 from harness.store import NoStore, Record, Store, key_of

@@ -30,8 +30,8 @@ DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "co
 # Inside the engine the order is finer; `__init__` imports nothing.
 ENGINE: tuple[frozenset[str], ...] = (
     frozenset({"rules", "cost"}), frozenset({"graph"}),
-    frozenset({"evidence", "selection", "surgery", "certificate"}), frozenset({"criteria"}),
-    frozenset({"pruner"}),
+    frozenset({"evidence", "selection", "surgery", "certificate"}),
+    frozenset({"criteria", "trial"}), frozenset({"pruner"}),
 )
 ENGINE_FLOOR = {file: floor for floor, files in enumerate(ENGINE) for file in files}
 

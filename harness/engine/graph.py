@@ -119,6 +119,10 @@ class Graph:
                 return group
         raise KeyError(name)
 
+    def is_parameter(self, tensor: str) -> bool:
+        """Whether a tensor counts among the parameters: no buffer, nor a mere product."""
+        return tensor not in self.buffers
+
     def freeze(self, reasons: Mapping[str, str]) -> "Graph":
         """The same graph with these groups no longer to be cut."""
         kept = tuple(g for g in self.groups if g.name not in reasons)
@@ -189,7 +193,7 @@ class Graph:
             layer = layer_of(weight)
             filters[layer] = filters.get(layer, 0) + shapes[weight][dim] * times
         for name in self.shapes:
-            if name not in self.buffers:
+            if self.is_parameter(name):
                 params[layer_of(name)] = params.get(layer_of(name), 0) + numel[name]
         layers = tuple(LayerCost(n, filters.get(n, 0), params.get(n, 0), macs.get(n, 0))
                        for n in dict.fromkeys([*params, *macs]))

@@ -127,7 +127,7 @@ class _State:
             if name in self._shape:
                 for dim, alive in dims.items():
                     self._shape[name][dim] = len(alive)
-        self._is_parameter = {n: n not in graph.buffers for n in graph.shapes}
+        self._is_parameter = {n: graph.is_parameter(n) for n in graph.shapes}
         self._rows = _rows(graph)
         cost = graph.cost(start)
         self._filters, self._params, self._macs = cost.filters, cost.params, cost.macs

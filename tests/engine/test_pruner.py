@@ -19,12 +19,13 @@ from engine.by_hand import (
     silenced,
     snapshot,
 )
-from harness.engine import pruner
+from harness.engine import trial
 from harness.engine.certificate import Certificate
 from harness.engine.evidence import Evidence
 from harness.engine.graph import Group, Plan, trace
-from harness.engine.pruner import Forward, Result, prune, try_cut
+from harness.engine.pruner import Result, prune
 from harness.engine.surgery import cut
+from harness.engine.trial import Forward, try_cut
 from harness.errors import (
     ConfigError,
     GraphError,
@@ -331,7 +332,7 @@ def test_a_broken_certificate_leaves_the_model_as_it_was(monkeypatch: pytest.Mon
     model, example = nets.depthwise()
     model(*as_tuple(example)).sum().backward()
     before = snapshot(model)
-    monkeypatch.setattr(pruner, "certify",
+    monkeypatch.setattr(trial, "certify",
                         lambda *_: Certificate(difference=0.5, control=1, tolerance=1e-8, dtype=""))
     with pytest.raises(SurgeryError, match=r"difference 0\.5 of the spread, tolerance 1e-08"):
         prune(model, example, target={"filters": 0.5})
@@ -344,7 +345,7 @@ def test_an_interruption_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPa
 
     model, example = nets.depthwise()
     before = snapshot(model)
-    monkeypatch.setattr(pruner, "certify", interrupted)
+    monkeypatch.setattr(trial, "certify", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prune(model, example, target={"filters": 0.5})
     assert snapshot(model) == before
