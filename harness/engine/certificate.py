@@ -2,18 +2,25 @@
 removed channels; and a wrong cut must be seen to differ.
 
 Readers are silenced, not writers: zeroing a convolution still leaves its batch-norm bias in the
-channel. Differences are measured in float64 against the spread of the outputs (the largest range
+channel. Where a product of activations reads the channels (queries and keys), there is no weight
+to silence: all that writes and accompanies them is zeroed too. Layer and group norms compute their
+statistics over the channels that stay, and attention scales by the width that stays, in both.
+
+Differences are measured in float64 against the spread of the outputs (the largest range
 over the batch of any one output; over all outputs if all examples are one), because an untrained
 network puts out almost nothing and any difference would look small. Where the spread itself drowns
 in the rounding of the outputs (it is 1e-9 of them, say), the tolerance is that rounding.
 """
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from harness.engine.graph import Example, Graph, Group, Plan, Slice
 from harness.errors import SurgeryError
@@ -75,16 +82,20 @@ def _certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, af
             raise SurgeryError("nothing to certify: the network puts out no floating-point tensor.")
         spread = max(_spread(o) for o in whole)
         for group in graph.groups:
-            for reader in group.readers:
-                gone = _gone(group, reader, before, after)
-                tensors[reader.tensor].index_fill_(reader.dim, gone.to(whole[0].device), 0.0)
-        expected = _outputs(silenced(*inputs))
+            for part in group.slices if group.contracted else group.readers:
+                if "product" not in part.roles:
+                    gone = _gone(group, part, before, after).to(whole[0].device)
+                    tensors[part.tensor].index_fill_(part.dim, gone, 0.0)
+        over_kept = KeptStatistics(_kept_of_norms(tensors, before, after))
+        with over_kept:
+            expected = _outputs(silenced(*inputs))
         difference = _distance(expected, _outputs(small(*inputs)), spread)
         tolerance = max(TOLERANCE[dtype], _rounding(whole, spread))
         control = 0.0
         for reader, a, b in _swaps(graph, before, after):
             _swap(tensors[reader.tensor], reader.dim, a, b)
-            control = max(control, _distance(expected, _outputs(silenced(*inputs)), spread))
+            with over_kept:
+                control = max(control, _distance(expected, _outputs(silenced(*inputs)), spread))
             _swap(tensors[reader.tensor], reader.dim, a, b)
             if control >= CONTROL_FACTOR * tolerance:
                 break
@@ -98,8 +109,105 @@ def _gone(group: Group, part: Slice, before: Plan, after: Plan) -> Tensor:
     return removed.nonzero().flatten()
 
 
+class KeptStatistics(TorchFunctionMode):
+    """Norms over the kept channels alone, put out at their places among zeros.
+
+    kept: id of a norm's scale -> dimension of the scale -> places that stay.
+    """
+
+    def __init__(self, kept: Mapping[int, Mapping[int, Tensor]]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __torch_function__(self, func: Callable[..., Any], types: object,
+                           args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        norm = _NORMS.get(func)
+        if norm is not None:
+            given = inspect.signature(norm).bind_partial(*args, **(kwargs or {})).arguments
+            kept = self._kept.get(id(given.get("weight")))
+            if kept:
+                return norm(**given, kept=kept)
+        if func is nn.functional.scaled_dot_product_attention:
+            return _attention_of_kept(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
+                bias: Tensor | None = None, eps: float = 1e-5, cudnn_enable: bool = True,
+                kept: Mapping[int, Tensor] | None = None) -> Tensor:
+    first = input.dim() - len(normalized_shape)
+    kept = kept or {}
+    rows = _only(input, {first + d: places for d, places in kept.items()})
+    scale, shift = _only(weight, kept), None if bias is None else _only(bias, kept)
+    normed = nn.functional.layer_norm(rows, scale.shape, scale, shift, eps)
+    return _among_zeros(input, normed, {first + d: places for d, places in kept.items()})
+
+
+def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
+              eps: float | None = None, kept: Mapping[int, Tensor] | None = None) -> Tensor:
+    first = input.dim() - len(normalized_shape)
+    kept = kept or {}
+    rows = _only(input, {first + d: places for d, places in kept.items()})
+    scale = _only(weight, kept)
+    normed = nn.functional.rms_norm(rows, scale.shape, scale, eps)
+    return _among_zeros(input, normed, {first + d: places for d, places in kept.items()})
+
+
+def _group_norm(input: Tensor, num_groups: int, weight: Tensor, bias: Tensor | None = None,
+                eps: float = 1e-5, cudnn_enabled: bool = True,
+                kept: Mapping[int, Tensor] | None = None) -> Tensor:
+    places = (kept or {})[0]
+    groups = len(places) if num_groups == input.shape[1] else num_groups
+    shift = None if bias is None else bias[places]
+    normed = nn.functional.group_norm(input[:, places], groups, weight[places], shift, eps)
+    return _among_zeros(input, normed, {1: places})
+
+
+_NORMS: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    nn.functional.layer_norm: _layer_norm, torch.layer_norm: _layer_norm,
+    nn.functional.rms_norm: _rms_norm, torch.rms_norm: _rms_norm,
+    nn.functional.group_norm: _group_norm, torch.group_norm: _group_norm,
+}
+
+
+def _attention_of_kept(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The usual scale is 1 / sqrt(width); the width is that of the columns not silenced."""
+    if kwargs.get("scale") is None:
+        alive = (query != 0).flatten(0, -2).any(0)
+        kwargs["scale"] = max(1, int(alive.sum())) ** -0.5
+    return nn.functional.scaled_dot_product_attention(query, key, *args, **kwargs)
+
+
+def _only(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    for dim, places in kept.items():
+        tensor = tensor.index_select(dim, places)
+    return tensor
+
+
+def _among_zeros(whole: Tensor, part: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    for dim, places in kept.items():
+        shape = list(part.shape)
+        shape[dim] = whole.shape[dim]
+        part = part.new_zeros(shape).index_copy_(dim, places, part)
+    return part
+
+
+def _kept_of_norms(tensors: Mapping[str, Tensor], before: Plan, after: Plan,
+                   ) -> dict[int, dict[int, Tensor]]:
+    """id of a tensor -> dimension -> where, in it as cut by `before`, the kept entries are."""
+    found: dict[int, dict[int, Tensor]] = {}
+    for name, dims in after.parameters.items():
+        for dim, kept in dims.items():
+            had = before.parameters.get(name, {}).get(dim)
+            places = kept if had is None else torch.isin(had, kept).nonzero().flatten()
+            if len(places) < tensors[name].shape[dim]:
+                found.setdefault(id(tensors[name]), {})[dim] = places.to(tensors[name].device)
+    return found
+
+
 def _channels_now(part: Slice, plan: Plan) -> Tensor:
-    alive = plan.parameters.get(part.tensor, {}).get(part.dim)
+    alive = plan.shares.get(part.tensor, {}).get(part.dim)
     return part.channel if alive is None else part.channel[alive]
 
 

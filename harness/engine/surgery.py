@@ -17,7 +17,7 @@ from harness.errors import SurgeryError
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d,
                  nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features",
-          "num_parameters")
+          "num_parameters", "normalized_shape", "num_channels", "num_groups", "embedding_dim")
 
 
 class Transaction:
@@ -26,7 +26,7 @@ class Transaction:
     def __init__(self, model: nn.Module) -> None:
         self._tensors = [(t, t.data, t.grad) for t in [*model.parameters(), *model.buffers()]]
         self._sizes = [(m, a, getattr(m, a)) for m in model.modules() for a in _SIZES
-                       if isinstance(m.__dict__.get(a), int)]
+                       if isinstance(m.__dict__.get(a), int | tuple)]
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +68,7 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
             if (id(tensor), dim) in done or len(place) == tensor.shape[dim]:
                 continue
             done.add((id(tensor), dim))  # a tied tensor has several names
-            tensor.data = tensor.data.index_select(dim, place.to(tensor.device))
+            tensor.data = _taken(tensor.data, dim, place.to(tensor.device))
             tensor.grad = None
         touched = {name.rpartition(".")[0] for name, _ in places}
         for module_name in touched:
@@ -98,6 +98,14 @@ def _places(tensors: Mapping[str, Tensor], name: str, dim: int, kept: Tensor,
     return alive.nonzero().flatten()
 
 
+def _taken(data: Tensor, dim: int, places: Tensor) -> Tensor:
+    """index_select that lays pictures' weights out in memory as they were."""
+    taken = data.index_select(dim, places)
+    is_channels_last = data.dim() == 4 and not data.is_contiguous() and data.is_contiguous(
+        memory_format=torch.channels_last)
+    return taken.contiguous(memory_format=torch.channels_last) if is_channels_last else taken
+
+
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False))}
@@ -117,6 +125,14 @@ def _refresh(module: nn.Module, *, is_narrower: bool) -> None:
         _refresh_convolution(module, weight, is_narrower)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:  # a group for each channel goes with it
+            module.num_groups = weight.shape[0]
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = weight.shape[1]
     elif "num_features" in vars(module):
         cast(nn.BatchNorm2d, module).num_features = weight.shape[0]
     elif isinstance(module, nn.PReLU):
@@ -126,6 +142,8 @@ def _refresh(module: nn.Module, *, is_narrower: bool) -> None:
 def _refresh_convolution(module: nn.Module, weight: Tensor, is_narrower: bool) -> None:
     first, second = weight.shape[0], weight.shape[1]
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if module.groups > 1 and module.groups == module.in_channels and second == 1:
+            module.groups = first  # a depthwise layer loses whole groups
         module.in_channels, module.out_channels = first, second * module.groups
         return
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)

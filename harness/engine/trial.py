@@ -2,13 +2,12 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.engine.certificate import Certificate, certify
-from harness.engine.graph import Example, Graph, Plan, meta_copy
+from harness.engine.graph import Example, Graph, Plan
+from harness.engine.rehearsal import Forward, sizes_in_forward
 from harness.engine.surgery import Transaction, cut
 from harness.errors import SurgeryError
 
@@ -17,68 +16,44 @@ def try_cut(model: nn.Module, graph: Graph, before: Plan, after: Plan, example: 
             certify_cut: bool = True) -> tuple[dict[str, str], Certificate | None]:
     """Cut; run the user's own forward; check the certificate. If any fails, nothing has changed.
 
-    Returns: groups that cannot be cut because `forward` holds a size ({} if the cut stands), and
-    the certificate. Raises SurgeryError if the forward fails for no one group, or the certificate
-    does not hold.
+    Returns: groups that cannot be cut, and why, because `forward` holds a size or computes with
+    their width ({} if the cut stands); and the certificate. Raises SurgeryError if the certificate
+    does not hold for no one group.
     """
+    culprits = sizes_in_forward(model, graph, before, after, Forward(model, example))
+    if culprits:
+        return culprits, None
     dense = copy.deepcopy(model) if certify_cut else None
-    forward = Forward(model, example)
     transaction = Transaction(model)
     with transaction:
         cut(model, before, after)
-        failure = forward.failure()
-        if failure is None:
-            certificate = None
-            if dense is not None:
-                certificate = certify(dense, model, graph, before, after, example)
-                if not certificate.holds:
-                    groups = _differing(dense, graph, before, after, example)
-                    raise SurgeryError(
-                        "the cut network does not compute what the silenced one does: difference "
-                        f"{certificate.difference:.2g} of the spread, tolerance "
-                        f"{certificate.tolerance:.0g}; alone, these groups differ: "
-                        f"{', '.join(groups) or 'none'}. If the forward uses their number of "
-                        "channels, list them under ignore; else please report it. The model is as "
-                        "it was.")
+        if dense is None:
+            return {}, None
+        certificate = certify(dense, model, graph, before, after, example)
+        if certificate.holds:
             return {}, certificate
     transaction.undo()
-    culprits = _sizes_in_forward(model, graph, before, after, forward)
-    if not culprits:
-        raise SurgeryError(f"the forward fails after the cut: {failure}. The model is as it was.")
-    return culprits, None
+    differing = _differing(dense, graph, before, after, example)
+    if not differing:
+        raise SurgeryError(
+            "the cut network does not compute what the silenced one does: difference "
+            f"{certificate.difference:.2g} of the spread, tolerance {certificate.tolerance:.0g}, "
+            "and no group is to blame alone. Please report it. The model is as it was.")
+    return differing, certificate
 
 
-class Forward:
-    """A model's own forward, tried in the modes in which it runs before a cut. Changes no state.
-
-    It runs on a copy: on the meta device, where nothing is computed; on a real one where the
-    forward looks at values (control flow).
-    """
-
-    def __init__(self, model: nn.Module, example: Example) -> None:
-        self._model = model
-        self._args = example if isinstance(example, tuple) else (example,)
-        self._ways: list[tuple[bool, bool]] = []  # (is_training, on_meta)
-        for is_training in (False, True):
-            ways = [(is_training, on_meta) for on_meta in (True, False)]
-            self._ways += [way for way in ways if self._failure(*way) is None][:1]
-
-    def failure(self) -> str | None:
-        """What the forward raises now in one of those modes; None if it runs."""
-        failures = (self._failure(*way) for way in self._ways)
-        return next((f for f in failures if f is not None), None)
-
-    def _failure(self, is_training: bool, on_meta: bool) -> str | None:
-        model = meta_copy(self._model) if on_meta else copy.deepcopy(self._model)
-        inputs = (a.to("meta") if on_meta and isinstance(a, Tensor) else a for a in self._args)
-        devices = {p.device for p in model.parameters() if p.is_cuda}
-        default = torch.device("meta") if on_meta else nullcontext()
-        try:
-            with torch.no_grad(), torch.random.fork_rng(list(devices)), default:
-                model.train(is_training)(*inputs)
-        except Exception as error:  # whatever a user's forward raises
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return None
+def _differing(dense: nn.Module, graph: Graph, before: Plan, after: Plan,
+               example: Example) -> dict[str, str]:
+    """Groups that, cut alone, change what the network computes."""
+    found = {}
+    for name, alone in _one_by_one(graph, before, after):
+        small = copy.deepcopy(dense)
+        cut(small, before, alone)
+        certificate = certify(dense, small, graph, before, alone, example)
+        if not certificate.holds:
+            found[name] = ("the forward computes with its width or order: cut alone, it changes "
+                           f"the outputs by {certificate.difference:.2g} of their spread")
+    return found
 
 
 def _one_by_one(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[str, Plan]]:
@@ -86,29 +61,3 @@ def _one_by_one(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[str, 
     for name, kept in after.kept.items():
         if len(kept) < len(before.kept[name]):
             yield name, graph.plan({**before.kept, name: kept})
-
-
-def _sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan,
-                      forward: Forward) -> dict[str, str]:
-    """Groups that, cut alone, break the forward."""
-    culprits = {}
-    for name, alone in _one_by_one(graph, before, after):
-        transaction = Transaction(model)
-        cut(model, before, alone)
-        failure = forward.failure()
-        transaction.undo()
-        if failure:
-            culprits[name] = f"size written in forward ({failure})"
-    return culprits
-
-
-def _differing(dense: nn.Module, graph: Graph, before: Plan, after: Plan,
-               example: Example) -> list[str]:
-    """Groups that, cut alone, change what the network computes."""
-    names = []
-    for name, alone in _one_by_one(graph, before, after):
-        small = copy.deepcopy(dense)
-        cut(small, before, alone)
-        if not certify(dense, small, graph, before, alone, example).holds:
-            names.append(name)
-    return names

@@ -1,0 +1,90 @@
+"""Trace a network: on the meta device, where nothing is computed or allocated."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.engine.graph import Example, Graph
+from harness.engine.rehearsal import freeze_sizes_in_forward, meta_copy, meta_inputs
+from harness.engine.tracer import Tracer
+from harness.errors import GraphError
+
+
+def trace(model: nn.Module, example: Example) -> Graph:
+    """Find the channels of any module that live and die together, and what cannot be cut, and why.
+
+    Where training runs other layers than evaluation (auxiliary heads), its graph is traced too.
+    Then a cut of every group is rehearsed, so that sizes which the forward holds are known at once.
+    The model itself is not touched. `example`: one input or a tuple of them, the first dimension
+    being the batch. Raises GraphError if torch.export cannot trace the model.
+    """
+    blank, inputs = meta_copy(model), meta_inputs(example)
+    tracer = Tracer(model, batch=_batch(inputs))
+    notes = []
+    for training in (False, True):
+        if training and _trains_the_same(blank, inputs):
+            break
+        try:
+            program = _export(blank.train(training), inputs)
+        except Exception as error:  # torch.export raises a zoo of types
+            if not training:
+                raise GraphError(f"torch.export cannot trace {type(model).__name__}: "
+                                 f"{_first_line(error)}") from error
+            notes.append(f"the train-mode graph could not be traced: {_first_line(error)}")
+            continue
+        tracer.walk(program, counted=not training)
+    return freeze_sizes_in_forward(tracer.graph(tuple(notes)), model, example)
+
+
+def _export(blank: nn.Module, inputs: tuple[object, ...]) -> torch.export.ExportedProgram:
+    """Tensors that the forward itself makes belong on the meta device too; that costs time."""
+    try:
+        return torch.export.export(blank, inputs, strict=False)
+    except Exception:
+        with torch.device("meta"):
+            return torch.export.export(blank, inputs, strict=False)
+
+
+def _trains_the_same(blank: nn.Module, inputs: tuple[object, ...]) -> bool:
+    """Whether training puts the same parameters to the same uses, and puts out the same shapes."""
+    try:
+        return _uses(blank.eval(), inputs) == _uses(blank.train(), inputs)
+    except Exception:  # whatever a forward raises on meta; the export will tell
+        return False
+
+
+def _uses(blank: nn.Module, inputs: tuple[object, ...]) -> tuple[object, object]:
+    with torch.no_grad(), torch.device("meta"), _Uses(blank) as uses:
+        out = blank(*inputs)
+    shapes = torch.utils._pytree.tree_map(lambda t: getattr(t, "shape", None), out)
+    return uses.seen, shapes
+
+
+class _Uses(TorchDispatchMode):
+    """Notes, for every operator that takes a parameter, which one and of what shape the rest is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[object, ...]]] = []
+        self._names = {id(p): name for name, p in model.named_parameters()}
+
+    def __torch_dispatch__(self, func: Callable[..., object], types: object,
+                           args: tuple[object, ...] = (),
+                           kwargs: dict[str, object] | None = None) -> object:
+        taken = tuple(self._names.get(id(a)) or tuple(a.shape)
+                      for a in args if isinstance(a, Tensor))
+        if any(isinstance(t, str) for t in taken):
+            self.seen.append((str(func), taken))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch(inputs: tuple[object, ...]) -> int:
+    sizes = [a.shape[0] for a in inputs if isinstance(a, Tensor) and a.dim() > 0]
+    return int(sizes[0]) if sizes else 1
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
