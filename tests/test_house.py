@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"plugins", "settings"}),
     frozenset({"config", "runtime", "train", "evaluate", "store", "tracking", "comparison_view",
                "console", "models", "data", "engine"}),
-    frozenset({"checkpoint"}),
+    frozenset({"checkpoint", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
     frozenset({"experiment", "journal"}),
     frozenset({"sweep"}),
@@ -29,9 +29,14 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "config"}
 # Inside the engine the order is finer; `__init__` imports nothing.
 ENGINE: tuple[frozenset[str], ...] = (
-    frozenset({"rules", "cost"}), frozenset({"graph"}),
-    frozenset({"evidence", "selection", "surgery", "certificate"}),
-    frozenset({"criteria", "trial"}), frozenset({"pruner"}),
+    frozenset({"rules", "cost", "inventory"}), frozenset({"graph"}),
+    frozenset({"tally", "latency"}), frozenset({"floors"}), frozenset({"choices", "targets"}),
+    frozenset({"evidence", "selection", "surgery", "certificate", "tracer", "structure",
+               "folding", "ledger", "lineage", "optimizer"}),
+    frozenset({"rehearsal"}),
+    frozenset({"tracing", "weight_criteria", "oracle", "trial", "recalibration", "work"}),
+    frozenset({"activation_criteria", "aftercare", "request"}),
+    frozenset({"criteria"}), frozenset({"pruner"}),
 )
 ENGINE_FLOOR = {file: floor for floor, files in enumerate(ENGINE) for file in files}
 

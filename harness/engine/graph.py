@@ -20,9 +20,9 @@ Example = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Slice:
-    """One dimension of one parameter or buffer, and the channel that each of its positions holds.
+    """One dimension of one parameter or buffer, and the channels that some of its positions hold.
 
-    channel: (size,) numbers of the group's channels, -1 where the position is not this group's.
+    at, number: (K,) positions, ascending, and the group's channel at each; size: of the dimension.
     roles: 'writer' produces the channel, 'reader' consumes it, 'affine' accompanies it. A weight
     that is used twice, once transposed, may do both. 'product' is no tensor of the model: it is a
     product of activations that costs less with every channel; its name begins with '@'.
@@ -30,8 +30,17 @@ class Slice:
 
     tensor: str
     dim: int
-    channel: Tensor
+    size: int
+    at: Tensor
+    number: Tensor
     roles: frozenset[str]
+
+    @property
+    def channel(self) -> Tensor:
+        """(size,) the channel of every position, -1 where it is not this group's."""
+        full = torch.full((self.size,), -1)
+        full[self.at] = self.number
+        return full
 
     @property
     def layer(self) -> str:
@@ -178,11 +187,10 @@ class Graph:
             if bool(alive.all()):
                 continue
             for s in group.slices:
-                own = s.channel >= 0
-                lost = torch.zeros_like(own)
-                lost[own] = ~alive[s.channel[own]]
-                before = gone.get((s.tensor, s.dim))
-                gone[s.tensor, s.dim] = lost if before is None else before | lost
+                lost = gone.get((s.tensor, s.dim))
+                if lost is None:
+                    lost = gone[s.tensor, s.dim] = torch.zeros(s.size, dtype=torch.bool)
+                lost[s.at[~alive[s.number]]] = True
         shares: dict[str, dict[int, Tensor]] = {}
         for (tensor, dim), lost in gone.items():
             if bool(lost.any()):

@@ -6,8 +6,9 @@ where it fails, or puts out other shapes, the groups that do so are found and fr
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -45,98 +46,106 @@ def meta_inputs(example: Example) -> tuple[object, ...]:
     return tuple(a.to("meta") if isinstance(a, Tensor) else a for a in args)
 
 
+@dataclass(frozen=True)
+class _Way:
+    """A mode in which the forward ran before any cut, and the shapes that it put out."""
+
+    is_training: bool
+    on_meta: bool
+    makes_tensors: bool  # the forward itself makes tensors, which belong on the same device
+    shapes: Sequence[tuple[int, ...]] = ()
+
+
 class Forward:
     """A model's own forward, tried in the modes in which it runs before a cut. Changes no state.
 
-    It runs on a copy: on the meta device, where nothing is computed; on a real one where the
-    forward looks at values (control flow).
+    On the meta device, where nothing is computed; on a real copy where the forward looks at values
+    (control flow).
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self._model = model
-        self._example = example
-        self._ways: list[tuple[bool, bool, object]] = []  # (is_training, on_meta, shapes)
+        self._args = example if isinstance(example, tuple) else (example,)
+        self._ways: list[_Way] = []
         self.where = ""  # the module in which the last failure happened
         for is_training in (False, True):
-            for on_meta in (True, False):
-                failure, shapes = self._run(is_training, on_meta)
+            for on_meta, makes_tensors in ((True, False), (True, True), (False, False)):
+                way = _Way(is_training, on_meta, makes_tensors)
+                failure, shapes = self._run(way)
                 if failure is None:
-                    self._ways.append((is_training, on_meta, shapes))
+                    self._ways.append(replace(way, shapes=shapes))
                     break
 
     def failure(self) -> str | None:
         """What the forward raises now in one of those modes; None if it runs as before."""
-        for is_training, on_meta, before in self._ways:
-            failure, shapes = self._run(is_training, on_meta)
-            if failure is None and shapes != before:
-                failure = f"it puts out {shapes} instead of {before}"
+        for way in self._ways:
+            failure, shapes = self._run(way)
+            if failure is None and shapes != way.shapes:
+                failure = f"it puts out {shapes} instead of {way.shapes}"
             if failure is not None:
+                # The mode that failed comes first from now on: it will tell the soonest.
+                self._ways.sort(key=lambda other: other is not way)
                 return failure
         return None
 
-    def _run(self, is_training: bool, on_meta: bool) -> tuple[str | None, list[tuple[int, ...]]]:
-        model = meta_copy(self._model) if on_meta else copy.deepcopy(self._model)
-        args = self._example if isinstance(self._example, tuple) else (self._example,)
-        inputs = meta_inputs(self._example) if on_meta else args
+    def _run(self, way: _Way) -> tuple[str | None, Sequence[tuple[int, ...]]]:
+        is_blank = all(p.is_meta for p in self._model.parameters())
+        model = self._model
+        if not is_blank:
+            model = meta_copy(model) if way.on_meta else copy.deepcopy(model)
+        inputs = meta_inputs(self._args) if way.on_meta else self._args
+        modes = [(module, module.training) for module in model.modules()]
         devices = {p.device for p in model.parameters() if p.is_cuda}
-        default = torch.device("meta") if on_meta else nullcontext()
+        default = torch.device("meta") if way.makes_tensors else nullcontext()
         self.where = ""
         try:
-            with (torch.no_grad(), torch.random.fork_rng(list(devices)), default,
-                  _whereabouts(model) as stack):
-                out = model.train(is_training)(*inputs)
+            with torch.no_grad(), torch.random.fork_rng(list(devices)), default:
+                out = model.train(way.is_training)(*inputs)
         except Exception as error:  # whatever a user's forward raises
-            self.where = stack[-1]
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", []
+            self.where = _where(error, model)
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", ()
+        finally:
+            for module, was_training in modes:
+                module.training = was_training
         return None, [tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor)]
 
 
-@contextmanager
-def _whereabouts(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules whose forward is running, the innermost last."""
-    stack = [""]
-    handles = []
-    for name, module in model.named_modules():
-        if name:
-            handles.append(module.register_forward_pre_hook(
-                lambda *_, name=name: stack.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: _drop(stack)))
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _drop(stack: list[str]) -> None:
-    stack.pop()
+def _where(error: Exception, model: nn.Module) -> str:
+    """Name of the innermost module whose forward raised the error."""
+    names = {id(module): name for name, module in model.named_modules()}
+    where, frame = "", error.__traceback__
+    while frame is not None:
+        where = names.get(id(frame.tb_frame.f_locals.get("self")), where)
+        frame = frame.tb_next
+    return where
 
 
 def freeze_sizes_in_forward(graph: Graph, model: nn.Module, example: Example) -> Graph:
     """Cut every group to about half on a copy; freeze those that the forward cannot bear."""
     blank = meta_copy(model)
     forward = Forward(blank, example)
+    halves = _halves(graph)
     while graph.groups:
-        culprits = sizes_in_forward(blank, graph, graph.whole(), _halved(graph), forward)
+        half = graph.plan({g.name: halves[g.name] for g in graph.groups})
+        culprits = sizes_in_forward(blank, graph, graph.whole(), half, forward)
         if not culprits:
             break
         graph = graph.freeze(culprits)
     return graph
 
 
-def _halved(graph: Graph) -> Plan:
-    kept: dict[str, Tensor] = {}
-    for group in graph.groups:
-        half = torch.arange(0, group.channels, 2)
-        try:
-            graph.plan({group.name: half})
-        except GraphError:  # a layer would be emptied: one channel less will do
-            half = torch.arange(group.channels - 1)
-        kept[group.name] = half
+def _halves(graph: Graph) -> dict[str, Tensor]:
+    """Group -> every second of its channels; all but the last where that would empty a layer."""
+    halves = {g.name: torch.arange(0, g.channels, 2) for g in graph.groups}
     try:
-        return graph.plan(kept)
+        graph.plan(halves)
     except GraphError:
-        return graph.plan({name: torch.arange(graph[name].channels - 1) for name in kept})
+        for group in graph.groups:
+            try:
+                graph.plan({group.name: halves[group.name]})
+            except GraphError:
+                halves[group.name] = torch.arange(group.channels - 1)
+    return halves
 
 
 def sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan, forward: Forward,

@@ -260,22 +260,26 @@ class Tracer:
 
         Channels that stay are no channels of a group; it may have none left.
         """
-        parts: dict[int, list[tuple[str, int, Tensor]]] = {}
+        parts: dict[int, list[tuple[str, int, Tensor, Tensor]]] = {}
         for (tensor, dim), ids in self._slices.items():
-            of = torch.where(ids >= 0, family[ids.clamp_min(0)], -1)
-            for root in of[of >= 0].unique().tolist():
-                mine = torch.where(of == root, ids, -1)
-                parts.setdefault(root, []).append((tensor, dim, mine))
+            at = (ids >= 0).nonzero().flatten()
+            roots, order = family[ids[at]].sort(stable=True)
+            which, counts = roots.unique_consecutive(return_counts=True)
+            for root, mine in zip(which.tolist(), at[order].split(counts.tolist())):
+                parts.setdefault(root, []).append((tensor, dim, mine, ids[mine]))
         reasons = self._reasons(family)
         summed = {f for ids in self._contracted for f in family[ids].unique().tolist()}
-        groups, whole = [], {}
+        groups, whole, named = [], {}, set[str]()
         number = torch.full((max(self._atoms, 1),), -1)
         for root in sorted(parts):
             slices = parts[root]
-            writers = [t for t, d, _ in slices if "writer" in self._roles[t, d]]
+            writers = [(t, d) for t, d, *_ in slices if "writer" in self._roles[t, d]]
             if not writers:
                 continue
-            name = writers[0].removesuffix(".weight")
+            name = writers[0][0].removesuffix(".weight")
+            if name in named:  # one weight may write two kinds of channels
+                name = f"{name} (dimension {writers[0][1]})"
+            named.add(name)
             labels = label[family == root].unique()
             free = labels[~pinned[labels]]
             why = "; ".join(reasons.get(root, []))
@@ -283,8 +287,8 @@ class Tracer:
                 free, why = free[:0], "all of its channels can only go together"
             number[free] = torch.arange(len(free))
             group = self._group(name, len(free), [
-                (t, d, torch.where(ids >= 0, number[label[ids.clamp_min(0)]], -1))
-                for t, d, ids in slices], contracted=root in summed)
+                (t, d, at, number[label[ids]]) for t, d, at, ids in slices],
+                contracted=root in summed)
             number[free] = -1
             groups.append(group)
             if not len(free):
@@ -302,13 +306,15 @@ class Tracer:
         return found
 
     def _group(self, name: str, num_channels: int,
-               parts: Sequence[tuple[str, int, Tensor]], *, contracted: bool) -> Group:
-        slices = [Slice(t, d, channel, frozenset(self._roles[t, d] or {"affine"}))
-                  for t, d, channel in parts]
+               parts: Sequence[tuple[str, int, Tensor, Tensor]], *, contracted: bool) -> Group:
+        slices = []
         filters = torch.zeros(num_channels, dtype=torch.long)
-        for part in slices:
-            if "writer" in part.roles and self._convolutions.get(part.tensor) == (part.dim, 1):
-                filters += torch.bincount(part.channel[part.channel >= 0], minlength=num_channels)
+        for tensor, dim, at, channel in parts:
+            at, channel = at[channel >= 0], channel[channel >= 0]
+            roles = frozenset(self._roles[tensor, dim] or {"affine"})
+            slices.append(Slice(tensor, dim, len(self._slices[tensor, dim]), at, channel, roles))
+            if "writer" in roles and self._convolutions.get(tensor) == (dim, 1):
+                filters += torch.bincount(channel, minlength=num_channels)
         return Group(name, num_channels, tuple(slices), filters, contracted)
 
 

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.engine.graph import Example, Graph
 from harness.engine.rehearsal import freeze_sizes_in_forward, meta_copy, meta_inputs
+from harness.engine.structure import structure_of
 from harness.engine.tracer import Tracer
 from harness.errors import GraphError
 
@@ -18,8 +19,24 @@ def trace(model: nn.Module, example: Example) -> Graph:
     Where training runs other layers than evaluation (auxiliary heads), its graph is traced too.
     Then a cut of every group is rehearsed, so that sizes which the forward holds are known at once.
     The model itself is not touched. `example`: one input or a tuple of them, the first dimension
-    being the batch. Raises GraphError if torch.export cannot trace the model.
+    being the batch. An architecture that was traced before, here, is not traced again.
+    Raises GraphError if torch.export cannot trace the model.
     """
+    key = structure_of(model, example)
+    if key is None:
+        return _traced(model, example)
+    if key not in _KNOWN:
+        while len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[key] = _traced(model, example)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[str, Graph] = {}  # by structure; a graph holds no weights
+_MOST_KNOWN = 16
+
+
+def _traced(model: nn.Module, example: Example) -> Graph:
     blank, inputs = meta_copy(model), meta_inputs(example)
     tracer = Tracer(model, batch=_batch(inputs))
     notes = []
@@ -66,7 +83,7 @@ class _Uses(TorchDispatchMode):
     """Notes, for every operator that takes a parameter, which one and of what shape the rest is."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[tuple[str, tuple[object, ...]]] = []
         self._names = {id(p): name for name, p in model.named_parameters()}
 
