@@ -68,6 +68,7 @@ class Forward:
         self._args = example if isinstance(example, tuple) else (example,)
         self._ways: list[_Way] = []
         self.where = ""  # the module in which the last failure happened
+        self.is_brief = False  # try the first mode alone
         for is_training in (False, True):
             for on_meta, makes_tensors in ((True, False), (True, True), (False, False)):
                 way = _Way(is_training, on_meta, makes_tensors)
@@ -78,7 +79,7 @@ class Forward:
 
     def failure(self) -> str | None:
         """What the forward raises now in one of those modes; None if it runs as before."""
-        for way in self._ways:
+        for way in self._ways[:1] if self.is_brief else list(self._ways):
             failure, shapes = self._run(way)
             if failure is None and shapes != way.shapes:
                 failure = f"it puts out {shapes} instead of {way.shapes}"
@@ -121,16 +122,25 @@ def _where(error: Exception, model: nn.Module) -> str:
 
 
 def freeze_sizes_in_forward(graph: Graph, model: nn.Module, example: Example) -> Graph:
-    """Cut every group to about half on a copy; freeze those that the forward cannot bear."""
+    """Cut groups to about half on a copy; freeze those that the forward cannot bear.
+
+    Two groups whose sizes must agree may both be cut and nothing is noticed. So besides all at
+    once, some are cut and some are not, in turns: of any two groups, one is cut alone in some turn.
+    """
     blank = meta_copy(model)
     forward = Forward(blank, example)
     halves = _halves(graph)
-    while graph.groups:
-        half = graph.plan({g.name: halves[g.name] for g in graph.groups})
-        culprits = sizes_in_forward(blank, graph, graph.whole(), half, forward)
-        if not culprits:
-            break
-        graph = graph.freeze(culprits)
+    number = {group.name: n for n, group in enumerate(graph.groups)}
+    everyone = 2 ** len(number).bit_length() - 1
+    for turn in [*(1 << bit for bit in range(len(number).bit_length())), everyone]:
+        forward.is_brief = turn != everyone
+        while True:
+            half = graph.plan({g.name: halves[g.name] for g in graph.groups
+                               if number[g.name] & turn or turn == everyone})
+            culprits = sizes_in_forward(blank, graph, graph.whole(), half, forward)
+            if not culprits:
+                break
+            graph = graph.freeze(culprits)
     return graph
 
 
@@ -155,6 +165,8 @@ def sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan, 
     Suspects are the groups that the failing module holds tensors of. Those that fail alone are
     guilty; if none does, all suspects are.
     """
+    if before == after:
+        return {}
     failure = _failure(model, before, after, forward)
     if failure is None:
         return {}
