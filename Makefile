@@ -1,11 +1,11 @@
 # The same words for people and for CI.
-.PHONY: install check test smoke
+.PHONY: install check test smoke coverage bench
 
 install:
 	pip install -e '.[test]'
 
 check:
-	ruff check harness tests .ci
+	ruff check harness tests benchmarks .ci
 	mypy
 	python -m harness check
 
@@ -15,3 +15,11 @@ test:
 smoke:
 	mlflow run . -P study=vgg16_budget -P profile=smoke
 
+# Every network of torchvision, cut in half and checked: docs/coverage.md (hours).
+coverage:
+	python -m benchmarks.coverage --resume
+
+# The engine beside Torch-Pruning: benchmarks/results/.
+bench:
+	pip install -e '.[bench]'
+	python -m benchmarks.bench_engine

@@ -3,6 +3,7 @@
 `harness --help` must stay quick: torch, MLflow and Optuna are imported inside the verbs.
 """
 
+import json
 import os
 import signal
 import sys
@@ -106,6 +107,9 @@ def run(config: str, overrides: Sequence[str], home: str | None) -> None:
     with StudyScreen(console) as screen:
         single = run_one(loaded, root, lambda: _tracker(loaded.name, root), screen)
     console.table(f"{loaded.name}: {single.reason}", single.columns, single.rows, single.notes)
+    if single.ledger:
+        told = single.ledger.table()
+        console.table(f"the last step: {told.title}", told.columns, told.rows, told.notes)
 
 
 @cli.command()
@@ -134,37 +138,72 @@ def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
 
 @cli.command()
 @click.argument("config")
+@click.option("--pruned", callback=_given, metavar="FILE",
+              help="A pruned network of this configuration, to count beside it.")
+@click.option("--measure", is_flag=True, help="Measure latency and file size too.")
+@click.option("--json", "as_json", is_flag=True, help="Print every number as JSON instead.")
 @_set
-def cost(config: str, overrides: Sequence[str]) -> None:
+def cost(config: str, pruned: str | None, measure: bool, as_json: bool,
+         overrides: Sequence[str]) -> None:
     """Count a network layer by layer; say what can be cut, and what cannot, and why.
 
-    Example: harness cost vgg16_digits
+    Example: harness cost vgg16_digits --measure
     """
-    from harness.console import Console, count
-    from harness.experiment import describe
+    from harness.analysis import costs
+    from harness.console import Console
+    from harness.experiment import accounts
+    from harness.runtime import device_of, settle
 
-    console = Console()
     loaded = _load_run(config, overrides)
-    whole, groups, frozen = describe(loaded)
-    rows = [[layer.layer or "(products of activations)", str(layer.filters or "-"),
-             count(layer.params), count(layer.macs)] for layer in whole.layers]
-    rows.append(["all", str(whole.filters), count(whole.params), count(whole.macs)])
-    notes = [f"flops = 2 x MACs = {count(whole.flops)}; counted, per picture; not counted: "
-             + (", ".join(f"{name} x{n}" for name, n in whole.uncounted.items()) or "nothing"),
-             f"can be cut: {len(groups)} groups; not: "
-             + ("; ".join(f"{g} ({why})" for g, why in frozen.items()) or "none")]
-    console.table(loaded.name, ["layer", "filters", "parameters", "MACs"], rows, notes)
+    found = accounts(loaded, Path(pruned) if pruned else None)
+    latency = None
+    facts: dict[str, object] = {}
+    if measure:
+        settle(loaded.threads)
+        latency, facts = costs.measured(found.models, found.inputs, device_of(loaded.device))
+    if as_json:
+        click.echo(json.dumps({"networks": [costs.as_json(a) for a in found.accounts]}
+                              | {"measured": facts}, indent=1))
+        return
+    tables = [sheet for account in found.accounts for sheet in costs.sheets(account)]
+    tables += [costs.comparison(*found.accounts)] if pruned else []
+    tables += [latency] if latency else []
+    console = Console()
+    for sheet in tables:
+        console.table(sheet.title, sheet.columns, sheet.rows, sheet.notes)
 
 
 @cli.command()
-def criteria() -> None:
-    """List the criteria by which channels are ranked. Example: harness criteria"""
-    from harness.console import Console
-    from harness.engine.criteria import CRITERIA
+@click.argument("config", required=False)
+@click.option("--sample", callback=_count, metavar="N",
+              help="Channels that the oracle silences. [64]")
+@click.option("--batches", callback=_count, metavar="N", help="Of the training split. [8]")
+@_set
+@_home
+def criteria(config: str | None, sample: int | None, batches: int | None,
+             overrides: Sequence[str], home: str | None) -> None:
+    """List the criteria; with a CONFIG, compare them on its trained network.
 
-    Console().table("criteria", ["name", "needs", "normalized by", "what"], [
-        [name, c.needs, c.normalize, (c.score.__doc__ or "").splitlines()[0]]
-        for name, c in CRITERIA.items()])
+    Rank correlation, agreement with the oracle, stability against the number of batches; JSON and
+    CSV go into the home. Example: harness criteria vgg16_digits --sample 64
+    """
+    if config is None:
+        _list_criteria()
+        return
+    from harness.analysis.criterion_lab import save, tables
+    from harness.console import Console, StudyScreen
+    from harness.experiment import Experiment, stages
+
+    console = Console()
+    loaded = _load_run(config, overrides)
+    root = _home_of(home)
+    with StudyScreen(console) as screen:
+        experiment = Experiment(loaded, stages(root), screen)
+        found = experiment.compare_criteria(num_channels=sample or 64, num_batches=batches or 8)
+    for table in tables(found):
+        console.table(table.title, table.columns, table.rows, table.notes)
+    for path in save(found, root / "criteria", loaded.name):
+        console.say(f"wrote {path}")
 
 
 @cli.command()
@@ -287,6 +326,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         Console().warn("stopped. Nothing is lost: run the same command again to go on.")
         sys.exit(TERMINATED if ended else STOPPED)
     sys.exit(0)
+
+
+def _list_criteria() -> None:
+    from harness.console import Console
+    from harness.engine.criteria import CRITERIA
+
+    rows = [[name, " ".join(sorted(c.wants)) or "weights", c.normalize,
+             " ".join(f"{option}={usual}" for option, usual in c.options.items()) or None,
+             (c.score.__doc__ or "").splitlines()[0]] for name, c in CRITERIA.items()]
+    Console().table("criteria", ["name", "needs", "normalized by", "options", "what"], rows, [
+        "a person's own: package.module:function; prune.flops_penalty goes on top of any."])
 
 
 def _home_of(home: str | None) -> Path:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
@@ -18,14 +19,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness import train as training
+from harness.analysis.costs import Account, Workload, account
+from harness.analysis.criterion_lab import Comparison, compare
+from harness.checkpoint import load_pruned
 from harness.config import RunConfig
 from harness.data import DATASETS, Data, load
 from harness.engine.cost import Cost
 from harness.engine.criteria import CRITERIA, Criterion, criterion_of
 from harness.engine.evidence import Batch, Evidence
-from harness.engine.graph import Group, trace
+from harness.engine.floors import Floors
+from harness.engine.graph import Group
 from harness.engine.pruner import ignoring
-from harness.engine.selection import Floors, select
+from harness.engine.selection import select
+from harness.engine.tracing import trace
 from harness.errors import GraphError, HarnessError, ModelError
 from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
@@ -82,6 +88,7 @@ class Training:
         self.identity = {
             "retrain": asdict(recipe_of(self.config.retrain)),
             "ranking": {"examples": self.config.prune.ranking_examples,
+                        "data": self.config.prune.ranking_data,
                         "batch_size": self.config.retrain.batch_size}}
 
     def retrain(self, model: nn.Module, seed: int, observe: Observe) -> list[EpochRow]:
@@ -105,10 +112,11 @@ class Training:
         return measured.accuracy, measured.loss
 
     def batches(self) -> Iterator[Batch]:
-        count = self.config.prune.ranking_examples or len(self.data.train.targets)
-        size = self.config.retrain.batch_size
-        yield from zip(self.data.train.inputs[:count].split(size),
-                       self.data.train.targets[:count].split(size))
+        prune, size = self.config.prune, self.config.retrain.batch_size
+        split = self.data.val if prune.ranking_data == "val" else self.data.train
+        count = prune.ranking_examples or len(split.targets)
+        pairs = list(zip(split.inputs[:count].split(size), split.targets[:count].split(size)))
+        yield from pairs[-1:] if prune.ranking_data == "last_batch" else pairs
 
     def latency(self, model: nn.Module) -> float:
         """Milliseconds of one forward of one picture: the median of ten."""
@@ -120,6 +128,7 @@ class Experiment:
 
     def __init__(self, config: RunConfig, store: Store, watcher: Watcher | None = None) -> None:
         self.config, self.store, self.watcher = config, store, watcher
+        self._settings = settings_of(config)  # a wrong option is told before anything is trained
         self.device = device_of(config.device)
         settle(config.threads)
         data = load_data(config)
@@ -133,8 +142,11 @@ class Experiment:
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
         self.template = network(config, data)
         example = data.val.inputs[:8].contiguous()
+        self._latency_file = (store.root.parent / "latency.json"
+                              if isinstance(store, FolderStore) else None)
         self._lab = Lab(self.template, example, Training(config, self.data, watcher), store=store,
-                        ignore=config.prune.ignore, place=self.place)
+                        ignore=config.prune.ignore, place=self.place,
+                        latency_file=self._latency_file)
 
     @cached_property
     def baseline(self) -> Stage:
@@ -190,7 +202,8 @@ class Experiment:
         """No network within the floors has fewer MACs; 0 where that depends on the way there."""
         graph, settings = self._lab.graph, settings_of(config)
         floors = settings.floors
-        if floors.relative or floors.block_min_params or floors.counting == "current":
+        if (floors.relative or floors.block_min_params or floors.node_min or floors.node_min_params
+                or floors.node_min_macs or floors.counting == "current"):
             return 0
         scores = {group.name: torch.zeros(group.channels) for group in graph.groups}
         smallest = select(graph, scores, lambda counts: False, floors=floors,
@@ -201,7 +214,7 @@ class Experiment:
         """The shared network and store, with a trial's own way of retraining."""
         work = Training(config, self.data, self.watcher)
         return Lab(self.template, self._lab.example, work, store=self.store, place=self.place,
-                   graph=self._lab.graph)
+                   graph=self._lab.graph, latency_file=self._latency_file)
 
     def finetune(self, lab: Lab, config: RunConfig, step: Step) -> Stage:
         """The leaf stage behind a step; without fine-tune epochs it is the step itself."""
@@ -211,6 +224,15 @@ class Experiment:
         work = Training(config, self.data, self.watcher)
         return lab.leaf(step.stage, asdict(recipe),
                         lambda model, seed: work.fit(model, recipe, seed))
+
+    def compare_criteria(self, *, num_channels: int, num_batches: int | None = None) -> Comparison:
+        """All criteria on the baseline, over the first batches of the training split."""
+        criteria = {**CRITERIA, self.config.prune.criterion: criterion_of(self._settings.criterion)}
+        data = islice(Training(self.config, self.data).batches(), num_batches)
+        stage = self.baseline
+        return compare(self.model(stage), self._lab.graph, stage.plan, data,
+                       nn.functional.cross_entropy, criteria, num_channels=num_channels,
+                       share=self.config.prune.percentage / 100, seed=self.config.seed)
 
     def stage(self, key: str) -> Stage | None:
         """A stage made before, if the store still has it."""
@@ -265,28 +287,60 @@ def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:
 
 def describe(config: RunConfig) -> tuple[Cost, tuple[str, ...], Mapping[str, str]]:
     """(counts, groups that can be cut, group -> why it cannot), without training anything."""
+    found, = accounts(config).accounts
+    return found.cost, tuple(found.groups), found.frozen
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Networks by name, the whole one first, each counted; `inputs`: a minibatch of pictures."""
+
+    models: Mapping[str, nn.Module]
+    accounts: tuple[Account, ...]
+    inputs: Tensor
+
+
+def accounts(config: RunConfig, pruned: FilePath | None = None) -> Accounts:
+    """Count the configured network without training anything, and a pruned one of it from a file.
+
+    Raises: ModelError for a file that is no pruned network, or one of another network.
+    """
     data = load_data(config)
-    model = network(config, data)
-    graph = ignoring(trace(model, data.val.inputs[:2]), config.prune.ignore, model)
-    return graph.cost(), tuple(g.name for g in graph.groups), graph.frozen
+    models = {config.name: network(config, data)}
+    if pruned is not None:
+        models[pruned.name] = load_pruned(copy.deepcopy(models[config.name]), pruned)
+    phases = {name: getattr(config, name).epochs for name in ("baseline", "retrain", "finetune")}
+    load = Workload(len(data.train), config.baseline.batch_size, phases)
+    example = data.val.inputs[:2]
+    counted = tuple(
+        account(name, model, ignoring(trace(model, example), config.prune.ignore, model), example,
+                load) for name, model in models.items())
+    return Accounts(models, counted, data.val.inputs[: load.batch_size])
 
 
 def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
     """A run's pruning settings as a trajectory takes them."""
     prune = config.prune
-    own = is_reference(prune.criterion)
-    criterion = _own_criterion(prune.criterion) if own else prune.criterion
+    options = prune.criterion_options
+    criterion = (_own_criterion(prune.criterion, options) if is_reference(prune.criterion)
+                 else criterion_of(prune.criterion, options))
     return Settings(
         filters_per_step=prune.filters_per_step, macs=macs,
         percentage=100.0 if macs is not None else prune.percentage, criterion=criterion,
         normalize=prune.normalize, ranking=prune.ranking,
-        floors=Floors(**prune.floors.model_dump()), round_to=prune.round_to,
-        certify=prune.certify, seed=config.seed)
+        floors=Floors(**prune.floors.model_dump()).settled(prune.percentage),
+        round_to=prune.round_to, step={str(r): n for r, n in prune.step.items()}, scope=prune.scope,
+        percentage_of="filters" if macs is not None else prune.percentage_of,
+        iterations="exact" if macs is not None else prune.iterations, ratios=prune.ratios,
+        layer_types=prune.layer_types, only_follow=prune.only_follow, one_by_one=prune.one_by_one,
+        certify=prune.certify, seed=config.seed, flops_penalty=prune.flops_penalty,
+        settle_batches=prune.settle_batches, ranking_mode=prune.ranking_mode, fold=prune.fold,
+        norm_batches=prune.norm_batches)
 
 
-def _own_criterion(name: str) -> Criterion:
+def _own_criterion(name: str, options: Mapping[str, Any]) -> Criterion:
     """A person's own; what its score raises becomes a GraphError that names it."""
-    criterion = criterion_of(load_object(name, "criterion"))
+    criterion = criterion_of(name, options)
 
     def told(group: Group, evidence: Evidence) -> Tensor:
         try:

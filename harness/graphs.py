@@ -22,7 +22,7 @@ def traced(model: nn.Module, example: Example, store: Store) -> Graph:
     structure = structure_of(model, example)
     if structure is None:  # something in it cannot be named; it may be another one next time
         return trace(model, example)
-    key = key_of({"kind": "graph", "structure": structure})
+    key = "graph-" + key_of({"structure": structure})
     with store.making(key):
         record = store.get(key)
         if record is None:
@@ -49,7 +49,8 @@ def packed(graph: Graph) -> Record:
         "buffers": sorted(graph.buffers),
         "convolutions": {n: list(pair) for n, pair in graph.convolutions.items()},
         "gates": {n: list(gates) for n, gates in graph.gates.items()},
-        "uncounted": dict(graph.uncounted), "notes": list(graph.notes)}
+        "uncounted": dict(graph.uncounted), "notes": list(graph.notes),
+        "layers": {name: list(layers) for name, layers in graph.layers.items()}}
     return Record(facts, tensors)
 
 
@@ -69,7 +70,8 @@ def unpacked(record: Record) -> Graph:
         products=tuple(Product(**p) for p in facts["products"]),
         shapes=_tuples(facts["shapes"]), itemsize=facts["itemsize"], names=_tuples(facts["names"]),
         buffers=frozenset(facts["buffers"]), convolutions=_tuples(facts["convolutions"]),
-        gates=_tuples(facts["gates"]), uncounted=facts["uncounted"], notes=tuple(facts["notes"]))
+        gates=_tuples(facts["gates"]), uncounted=facts["uncounted"], notes=tuple(facts["notes"]),
+        layers=_tuples(facts["layers"]))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -74,9 +74,15 @@ class Journal:
     def plans(self, steps: Sequence[Step]) -> None:
         """The exact channels that every step kept: original numbers, by group."""
         plans = {str(s.number): {"percentage": s.percentage, "stage": s.stage.key,
-                                 "certificate": s.stage.facts.get("certificate"),
+                                 **{what: s.stage.facts.get(what) for what in
+                                    ("certificate", "folding", "recalibration")},
                                  "kept": s.plan.as_json()} for s in steps}
         self.tracker.log_json(self.run_id, plans, "plan.json")
+
+    def ledgers(self, steps: Sequence[Step]) -> None:
+        """Of every step: asked against reached, scores, floors, what stayed whole and why."""
+        told = {str(s.number): s.ledger.as_json() for s in steps if s.ledger}
+        self.tracker.log_json(self.run_id, told, "ledger.json")
 
     def counted(self, cost: Cost) -> dict[str, float]:
         return {"macs": cost.macs, "flops": cost.flops, "params": cost.params,

@@ -82,10 +82,16 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Between = Annotated[float, Field(gt=0, lt=1)]
-ONE, BY_NAME = "<one>", "<by name>"  # the two forms of a ratio, as pydantic names them in errors
+# The forms of a ratio, as pydantic names them in errors.
+ONE, BY_NAME, IN_ORDER = "<one>", "<by name>", "<in order>"
 Ratio = Annotated[
     Annotated[Share, Tag(ONE)] | Annotated[dict[str, Share], Tag(BY_NAME)],
     Discriminator(lambda value: BY_NAME if isinstance(value, dict) else ONE)]
+LayerRatio = Annotated[
+    Annotated[Share, Tag(ONE)] | Annotated[dict[str, Share], Tag(BY_NAME)]
+    | Annotated[list[Share], Tag(IN_ORDER)],
+    Discriminator(lambda value: {dict: BY_NAME, list: IN_ORDER}.get(type(value), ONE))]
+Resource = Literal["filters", "channels", "params", "macs", "flops", "memory", "latency"]
 Ladder = Annotated[list[Annotated[Any, AfterValidator(_rung)]], Field(min_length=1),
                    AfterValidator(_distinct)]
 # Because the order of writing must not change what a sampler suggests.
@@ -147,18 +153,30 @@ class Training(Section):
 
 
 class Floors(Section):
-    layer_min: Ratio = 0.0
+    layer_min: LayerRatio = 0.0
     """Share of a layer's channels that stays."""
-    layer_min_params: Ratio = 0.0
+    layer_min_params: LayerRatio = 0.0
     """Share of a layer's parameters that stays."""
-    layer_min_macs: Ratio = 0.0
+    layer_min_macs: LayerRatio = 0.0
     """Share of a layer's MACs that stays."""
     block_min_params: Ratio = 0.0
-    """Share of the parameters under one parent module that stays."""
+    """Share of the parameters right under one parent module that stays."""
+    node_min: Ratio = 0.0
+    """Share of the channels of all layers anywhere under a module that stays."""
+    node_min_params: Ratio = 0.0
+    """Share of the parameters of all layers anywhere under a module that stays."""
+    node_min_macs: Ratio = 0.0
+    """Share of the MACs of all layers anywhere under a module that stays."""
     relative: NotNegative = 0.0
     """If not 0, floors sink with the network: at most this times the share still alive."""
     min_channels: Counted = 1
     """Channels that every layer keeps."""
+    min_channels_alone: Counted = 1
+    """Channels that a layer keeps that is coupled to no other."""
+    group_min: Share = 0.0
+    """Share of its channels that a group of coupled layers keeps."""
+    group_rule: Literal["share", "monotone", "origin", "successor"] = "share"
+    """Take group_min as it is; or 1 - percentage; or, as ADaPT did, by two rules."""
     counting: Literal["own", "current"] = "own"
     """Count a layer with its input whole, or as it is now."""
 
@@ -166,24 +184,64 @@ class Floors(Section):
 class Prune(Section):
     criterion: str = "taylor"
     """Name in the table of criteria, or package.module:function."""
+    criterion_options: Options = {}
+    """Options of the criterion, by name; `harness criteria` lists them."""
+    flops_penalty: NotNegative = 0.0
+    """Taken off a channel's normalised score for each MFLOP (2 x MACs) that it costs."""
     normalize: Literal["auto", "none", "l2", "mean"] = "auto"
     """How scores of different layers are made comparable; auto is the criterion's own way."""
     ranking: Literal["merged", "pass"] = "merged"
     """Gather evidence during the last retrain epoch, or in a pass of its own."""
     filters_per_step: Counted = 32
     """Filters removed by one step."""
+    step: dict[Resource, Positive] = {}
+    """Instead, what a step removes of one resource; below 1 a share of the whole network's."""
     percentage: Annotated[float, Field(gt=0, le=100)] = 70.0
     """Filters removed in all, in percent; the run stops there."""
+    percentage_of: Resource = "filters"
+    """What the percentage is of, if not of filters."""
+    iterations: Literal["exact", "origin"] = "exact"
+    """Meet the percentage; or make the number of steps that the first seeds' loop made."""
+    ratios: dict[str, Share] = {}
+    """Instead of a percentage: share of its channels removed, by module, in one step."""
+    scope: Literal["global", "local"] = "global"
+    """Compare scores of all layers; or take the same share of each."""
+    layer_types: Literal["all", "1x1", "not_1x1"] = "all"
+    """Convolutions that may be chosen, by the size of the kernel."""
+    only_follow: list[str] = []
+    """Modules whose layers go only as a consequence of another's going."""
+    one_by_one: bool = False
+    """Score anew after every single removal."""
     round_to: Counted = 1
     """Widths are rounded up to its multiples."""
     ignore: list[str] = []
     """Modules that are left whole."""
     ranking_examples: Counted | None = None
     """Training examples in a pass; null takes all."""
+    ranking_data: Literal["train", "val", "last_batch"] = "train"
+    """What a pass goes over: a split, or the training split's last batch (as seed 001 did)."""
+    ranking_mode: Literal["eval", "train"] = "eval"
+    """Norms in a pass take their fixed statistics, or each batch's own (as the origin did)."""
+    settle_batches: Natural = 0
+    """A pass ends when so many batches in a row change nothing in what would go; 0 takes all."""
     certify: bool = True
     """Check every cut against the silenced network."""
+    fold: bool = False
+    """Put what constant channels that go gave their readers into the readers' biases, if exact."""
+    norm_batches: Natural = 0
+    """Ranking batches on which batch norms are measured afresh after a cut, before it is judged."""
     floors: Floors = Floors()
     """What must stay."""
+
+    @model_validator(mode="after")
+    def _ask_for_one_thing(self) -> "Prune":
+        if len(self.step) > 1 or self.step.get("latency", 0) >= 1:
+            raise ValueError("step takes one resource, and of latency a share below 1")
+        if self.iterations == "origin" and (self.step or self.percentage_of != "filters"):
+            raise ValueError("iterations: origin counts filters; leave step and percentage_of")
+        if self.ratios and self.floors.group_rule != "share":
+            raise ValueError("floors.group_rule works from a percentage; with ratios use group_min")
+        return self
 
 
 class RunConfig(Section):
@@ -405,7 +463,7 @@ _MUST = {
 
 def _mistake(model: type[Section], error: dict[str, Any]) -> Mistake:
     """A sentence of ours for an error of pydantic's."""
-    path = [str(part) for part in error["loc"] if part not in (ONE, BY_NAME)]
+    path = [str(part) for part in error["loc"] if part not in (ONE, BY_NAME, IN_ORDER, "[key]")]
     key = ".".join(path)
     value, facts = shown(error["input"]), error.get("ctx", {})
     match error["type"]:

@@ -72,7 +72,8 @@ class FolderStore:
     """
 
     def __init__(self, root: Path, *, version: str = "any", cap_bytes: int = 10 * GIGABYTE) -> None:
-        self._root, self._version, self._cap = root, version, cap_bytes
+        self.root = self._root = root
+        self._version, self._cap = version, cap_bytes
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

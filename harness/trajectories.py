@@ -12,24 +12,48 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from math import ceil
+from functools import cached_property
+from itertools import islice
+from pathlib import Path as FilePath
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from harness.checkpoint import rebuild, rebuilt, state_of
+from harness.engine.aftercare import carry_out
+from harness.engine.choices import LAYER_TYPES, not_chosen
 from harness.engine.cost import Cost
 from harness.engine.criteria import Criterion, Score, Scores, criterion_of
-from harness.engine.evidence import Activity, Batch, Loss, Watch, taylor_pass
-from harness.engine.graph import Example, Graph, Plan, trace
-from harness.engine.pruner import ignoring, rank
-from harness.engine.selection import Counts, Floors, select
+from harness.engine.evidence import Batch, Gathered, Loss, Settled, Watch, gather
+from harness.engine.floors import Floors
+from harness.engine.graph import Example, Graph, Plan
+from harness.engine.latency import latency_tables
+from harness.engine.ledger import Ledger, ledger
+from harness.engine.pruner import ignoring, rank, rescorer, without
+from harness.engine.selection import (
+    SCOPES,
+    Selection,
+    select,
+    select_one_by_one,
+    select_ratios,
+)
 from harness.engine.surgery import cut
-from harness.engine.trial import try_cut
-from harness.errors import ConfigError, GraphError
+from harness.engine.tally import Counts, LayerTime, counts_of
+from harness.engine.targets import (
+    RESOURCES,
+    SLACK,
+    budget_of,
+    gone_of,
+    left_of,
+    origin_iterations,
+    whole_counts,
+)
+from harness.errors import ConfigError, GraphError, unknown
+from harness.graphs import traced
 from harness.runtime import seed_of
 from harness.store import NoStore, Record, Store, key_of
 
+ITERATIONS = ("exact", "origin")
 Observe = Callable[[], AbstractContextManager[object]]
 Made = tuple[nn.Module, "list[EpochRow]", dict[str, Any]]  # network, its epochs, more facts
 Make = Callable[[], Made]
@@ -66,8 +90,17 @@ class Watcher(Protocol):
 class Settings:
     """What a trajectory is asked to do.
 
-    percentage: of the convolution output channels, to remove. macs: or stop as soon as no more
-    than these MACs are left, whichever comes first; the last step is cut short to meet either.
+    percentage: to remove, of a resource (`percentage_of`; filters are convolution output
+    channels). macs: or stop as soon as no more than these MACs are left, whichever comes first; the
+    last step is cut short to meet either. ratios: instead, {layer or parent module: share of its
+    channels to remove}, in one step.
+    filters_per_step: so many go in a step; or `step`, {resource: amount}, see `Budget`.
+    iterations: 'exact' meets the percentage; 'origin' makes as many whole steps as the first
+    seeds' loop, see `origin_iterations`.
+    scope, layer_types, only_follow: as `prune` takes them. one_by_one: within a step, score anew
+    after every single removal, activations included.
+    fold: as `prune` takes it. norm_batches: of the ranking data, on which batch norms are measured
+    afresh after a cut, before it is judged.
     """
 
     filters_per_step: int
@@ -80,20 +113,52 @@ class Settings:
     round_to: int = 1
     certify: bool = True
     seed: int = 0
+    flops_penalty: float = 0.0
+    settle_batches: int = 0
+    percentage_of: str = "filters"
+    step: Mapping[str, float] = field(default_factory=dict)
+    iterations: str = "exact"
+    scope: str = "global"
+    layer_types: str = "all"
+    only_follow: Sequence[str] = ()
+    one_by_one: bool = False
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    ranking_mode: str = "eval"
+    fold: bool = False
+    norm_batches: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name}: {unknown(kind, given, known)}" for name, kind, given, known in (
+            ("percentage_of", "resource", self.percentage_of, RESOURCES),
+            ("iterations", "way of counting", self.iterations, ITERATIONS),
+            ("scope", "scope", self.scope, SCOPES),
+            ("layer_types", "type", self.layer_types, LAYER_TYPES)) if given not in known]
+        if self.ratios and self.floors.group_rule != "share":
+            wrong.append("floors.group_rule: works from a percentage; with ratios give group_min.")
+        if self.iterations == "origin" and (self.step or self.percentage_of != "filters"):
+            wrong.append("iterations: the origin counts filters; leave step and percentage_of.")
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+        if self.step:
+            budget_of(self.step)
+
+    @property
+    def needs_latency(self) -> bool:
+        return "latency" in (self.percentage_of, *self.step)
 
 
 @dataclass(frozen=True)
 class Stage:
     """One network on the way: what it kept, its weights, and what is known of it.
 
-    tensors: weights by name, on the CPU. activity: evidence gathered while it was retrained.
+    tensors: weights by name, on the CPU. gathered: evidence from while it was retrained.
     facts: plain numbers, as stored: accuracy, accuracy_cut, loss, epochs, seconds, made_ms, ...
     """
 
     key: str
     plan: Plan
     tensors: Mapping[str, Tensor]
-    activity: Mapping[str, Activity]
+    gathered: Gathered
     facts: Mapping[str, Any]
     reused: bool = False
 
@@ -111,7 +176,8 @@ class Step:
     """One pruning step, done: number 0 is the network before any cut.
 
     percentage: of the filters removed so far. accuracy_cut: right after the cut, before retraining.
-    removed: group -> channels that this step took. cost: counted.
+    removed: group -> channels that this step took. cost: counted. ledger: asked against reached,
+    scores, floors, what stayed whole and why; None for step 0.
     """
 
     number: int
@@ -121,6 +187,7 @@ class Step:
     cost: Cost
     removed: Mapping[str, int]
     stage: Stage
+    ledger: Ledger | None = None
 
     @property
     def filters(self) -> int:
@@ -157,12 +224,25 @@ class Lab:
 
     def __init__(self, template: nn.Module, example: Example, work: Work, *, store: Store,
                  ignore: Sequence[str] = (), place: Callable[[nn.Module], nn.Module] | None = None,
-                 loss: Loss = nn.functional.cross_entropy, graph: Graph | None = None) -> None:
-        """template: the whole network, on the CPU; place: moves a copy to where it is to run."""
+                 loss: Loss = nn.functional.cross_entropy, graph: Graph | None = None,
+                 latency_file: FilePath | None = None) -> None:
+        """template: the whole network, on the CPU; place: moves a copy to where it is to run.
+
+        latency_file: where tables of layers' latencies are kept.
+        """
         self.template, self.example, self.work, self.store = template, example, work, store
-        self.graph = graph or ignoring(trace(template, example), ignore, template)
+        self.graph = graph or ignoring(traced(template, example, store), ignore, template)
         self._place = place or (lambda module: module)
         self._loss = loss
+        self._latency_file = latency_file
+        self.batches_used = 0
+        self.held: dict[str, str] = {}  # groups that are cut and may not be cut further, and why
+
+    @cached_property
+    def times(self) -> Mapping[str, LayerTime]:
+        """Weight -> latency of its layer by its sizes, measured where networks run here."""
+        return latency_tables(self._place(copy.deepcopy(self.template)), self._probe(), self.graph,
+                              self._latency_file)
 
     # Stages.
 
@@ -177,32 +257,39 @@ class Lab:
 
     def step(self, parent: Stage, plan: Plan, settings: Settings) -> Stage:
         """Cut the parent to `plan`, evaluate, retrain, evaluate. Raises SizeInForward."""
-        gather = self._merges(settings)
+        needs = sorted(self._merged(settings))
+        # True is activity alone: seeds come from keys, and this key is older than other kinds.
+        kinds = True if needs == ["activity"] else needs or False
+        care: dict[str, Any] = {"fold": True} if settings.fold else {}
+        if settings.norm_batches:
+            care["norms"] = [settings.norm_batches, self.work.identity["ranking"]]
         key = key_of({"parent": parent.key, "kind": "step", "kept": digest(plan),
-                      "retrain": self.work.identity["retrain"], "gather": gather})
+                      "retrain": self.work.identity["retrain"], "gather": kinds, **care})
 
         def make() -> Made:
             model = self.model(parent)
-            culprits, certificate = try_cut(model, self.graph, parent.plan, plan, self._probe(),
-                                            certify_cut=settings.certify)
-            if culprits:
-                raise SizeInForward(culprits)
+            batches = (islice(self.work.batches(), settings.norm_batches)
+                       if settings.norm_batches else None)
+            done = carry_out(model, self.graph, parent.plan, plan, self._probe(),
+                             certify_cut=settings.certify, fold=settings.fold, norm_batches=batches)
+            if done.culprits:
+                raise SizeInForward(done.culprits)
             model = self._place(model)
             cut_accuracy, _ = self.work.evaluate(model)
             watches: list[Watch] = []
 
             def observe() -> AbstractContextManager[object]:
-                if not gather:
+                if not needs:
                     return nullcontext()
-                watches.append(Watch(model, self.graph))
+                watches.append(Watch(model, self.graph, needs))
                 return watches[-1]
 
             rows = self.work.retrain(model, seed_of(key), observe)
             extra: dict[str, Any] = {"accuracy_cut": cut_accuracy}
-            if certificate is not None:
-                extra["certificate"] = asdict(certificate)
+            extra |= {what: asdict(found) for what in ("certificate", "folding", "recalibration")
+                      if (found := getattr(done, what)) is not None}
             if watches:
-                extra["_activity"] = watches[-1].activity
+                extra["_gathered"] = watches[-1].gathered
             return model, rows, extra
 
         return self._stage(key, plan, make)
@@ -222,28 +309,66 @@ class Lab:
         """A fresh module of the stage, where it is to run, in eval mode."""
         return self._place(rebuilt(self.template, stage.plan.parameters, stage.tensors)).eval()
 
-    def scores(self, stage: Stage, settings: Settings) -> Scores:
-        """Scores of the channels that are alive: from what retraining gathered, or from a pass."""
+    def scores(self, stage: Stage, settings: Settings,
+               choose: Callable[[Scores], object] | None = None) -> Scores:
+        """Scores of the channels that are alive: from what retraining gathered, or from a pass.
+
+        choose: what would be cut by scores; with `settings.settle_batches` a pass ends when that
+        (compared by ==) has stopped changing. `batches_used`: what the scores rest on.
+        """
         criterion = criterion_of(settings.criterion)
         model = self.model(stage)
-        activity: Mapping[str, Activity] = {}
-        if criterion.needs == "activity":
-            merged = settings.ranking == "merged" and bool(stage.activity)
-            activity = stage.activity if merged else self._passed(stage, model)
-        return rank(model, self.graph, stage.plan, criterion, activity=activity,
-                    normalize=settings.normalize, seed=seed_of(f"{stage.key}/{settings.seed}/rank"))
 
-    def _passed(self, stage: Stage, model: nn.Module) -> Mapping[str, Activity]:
-        """A separate pass in eval mode; kept, so that choosing again costs nothing."""
-        key = key_of({"parent": stage.key, "kind": "taylor_pass",
-                      "batches": self.work.identity["ranking"], "groups": sorted(stage.plan.kept)})
+        def ranked(gathered: Gathered) -> Scores:
+            return rank(model, self.graph, stage.plan, criterion, gathered=gathered,
+                        normalize=settings.normalize, flops_penalty=settings.flops_penalty,
+                        seed=seed_of(f"{stage.key}/{settings.seed}/rank"))
+
+        gathered, merged = Gathered(), self._merged(settings)
+        if merged and merged <= stage.gathered.kinds:
+            gathered = stage.gathered
+        elif criterion.wants and choose and settings.settle_batches:
+            # What is chosen decides where this pass ends: it is of no use to another choice.
+            until = Settled(lambda sums: choose(ranked(sums)), settings.settle_batches)
+            gathered = self._pass(model, settings, until)
+        elif criterion.wants:
+            gathered = self._kept_pass(stage, model, settings)
+        self.batches_used = gathered.batches
+        return ranked(gathered)
+
+    def rescore(self, stage: Stage, settings: Settings) -> Callable[[Plan], Scores]:
+        """Scores of what a smaller plan keeps, before it is retrained: from a pass, if need be."""
+        criterion = criterion_of(settings.criterion)
+
+        def scores_of(model: nn.Module, plan: Plan) -> Scores:
+            gathered = self._pass(model, settings) if criterion.wants else Gathered()
+            return rank(model, self.graph, plan, criterion, gathered=gathered,
+                        normalize=settings.normalize, flops_penalty=settings.flops_penalty,
+                        seed=seed_of(f"{stage.key}/{settings.seed}/rank"))
+
+        smaller = rescorer(self.model(stage), stage.plan, scores_of)
+        return lambda plan: self.scores(stage, settings) if plan == stage.plan else smaller(plan)
+
+    def _pass(self, model: nn.Module, settings: Settings,
+              until: Callable[[Gathered], bool] | None = None) -> Gathered:
+        """A pass of its own over the batches."""
+        return gather(model, self.graph, self.work.batches(), self._loss,
+                      criterion_of(settings.criterion).wants, until=until,
+                      train_mode=settings.ranking_mode == "train")
+
+    def _kept_pass(self, stage: Stage, model: nn.Module, settings: Settings) -> Gathered:
+        """The same, kept, so that choosing again costs nothing."""
+        needs = sorted(criterion_of(settings.criterion).wants)
+        key = key_of({"parent": stage.key, "kind": "evidence_pass", "needs": needs,
+                      "mode": settings.ranking_mode, "batches": self.work.identity["ranking"],
+                      "groups": sorted(stage.plan.kept)})
         with self.store.making(key):
             record = self.store.get(key)
             if record is None:
-                activity = taylor_pass(model, self.graph, self.work.batches(), self._loss)
-                record = Record(*_pack_activity(activity))
+                gathered = self._pass(model, settings)
+                record = Record({"needs": needs}, gathered.tensors())
                 self.store.put(key, record)
-        return _unpack_activity(record)
+        return Gathered.from_tensors(record.tensors)
 
     def _stage(self, key: str, plan: Plan, make: Make) -> Stage:
         """Look, lock, look again, make, keep."""
@@ -265,27 +390,28 @@ class Lab:
     def _read(self, key: str, plan: Plan, record: Record, reused: bool) -> Stage:
         weights = {n.removeprefix("model/"): t for n, t in record.tensors.items()
                    if n.startswith("model/")}
-        return Stage(key, plan, weights, _unpack_activity(record), record.facts, reused)
+        return Stage(key, plan, weights, Gathered.from_tensors(record.tensors), record.facts,
+                     reused)
 
     def _made(self, plan: Plan, make: Make) -> Record:
         start = time.perf_counter()
         model, rows, extra = make()
-        activity = extra.pop("_activity", {})
+        gathered = extra.pop("_gathered", Gathered())
         if rows:
             accuracy, loss = rows[-1].val_accuracy, rows[-1].val_loss
         else:
             accuracy, loss = self.work.evaluate(model)
-        more_facts, more_tensors = _pack_activity(activity)
         facts = {"kept": plan.as_json(), "accuracy": accuracy, "loss": loss,
                  "accuracy_cut": accuracy, "epochs": [asdict(r) for r in rows],
                  "latency_ms": self.work.latency(model), "seconds": time.perf_counter() - start,
-                 "made_ms": int(1000 * time.time()), **extra, **more_facts}
+                 "made_ms": int(1000 * time.time()), **extra}
         tensors = {f"model/{n}": t for n, t in state_of(model).items()}
-        return Record(facts, {**tensors, **more_tensors})
+        return Record(facts, {**tensors, **gathered.tensors()})
 
-    def _merges(self, settings: Settings) -> bool:
-        needs = criterion_of(settings.criterion).needs
-        return settings.ranking == "merged" and needs == "activity"
+    def _merged(self, settings: Settings) -> frozenset[str]:
+        """The kinds of evidence to gather while retraining."""
+        wants = criterion_of(settings.criterion).wants
+        return wants if settings.ranking == "merged" else frozenset()
 
     def _probe(self) -> Example:
         device = next(self._place(nn.Linear(1, 1)).parameters()).device
@@ -306,49 +432,120 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
          ) -> Iterator[Step | Path]:
     """Yield every step as it is done, and last the whole path with the reason why it ended.
 
-    The path is `reached` when the percentage (or the MACs) were met; if floors allow nothing
-    more, it ends there, cleanly, and says which floors.
+    The path is `reached` when the percentage (or the MACs, or the ratios) were met; if floors allow
+    nothing more, it ends there, cleanly, and says which floors.
     """
-    whole = lab.graph.cost()
-    goal = whole.filters - ceil(settings.percentage * whole.filters / 100 - 1e-9)
-    limit = -1 if settings.macs is None else settings.macs
+    goal = Goal(lab, settings)
+    lab.held = {}
     stage = start
-    cost = lab.graph.cost(stage.plan)
-    steps = [Step(0, 0.0, stage.accuracy, stage.accuracy, cost, {}, stage)]
+    now = counts_of(lab.graph, stage.plan, goal.times)
+    steps = [Step(0, 0.0, stage.accuracy, stage.accuracy, lab.graph.cost(stage.plan), {}, stage)]
     yield steps[0]
-    while cost.filters > goal and cost.macs > limit:
-        number = len(steps)
-        left = max(goal, cost.filters - settings.filters_per_step)
-        scores = lab.scores(stage, settings)
-        chosen = select(lab.graph, scores, _enough(left, limit), start=stage.plan,
-                        floors=settings.floors, round_to=settings.round_to, filters_only=True)
+    while not goal.met(now):
+        chosen, scores = _choose(lab, stage, settings, goal, now)
         if chosen.plan == stage.plan:
             yield Path(steps, _stuck(chosen.bound, lab.graph), reached=False)
             return
         if watcher:
-            gone = 1 - chosen.counts.filters / whole.filters
-            watcher.step(number, "cut and retrain", 100 * gone)
+            watcher.step(len(steps), "cut and retrain", goal.percentage(chosen.counts))
         before = stage
         try:
             stage = lab.step(before, chosen.plan, settings)
         except SizeInForward as error:
-            lab.graph = lab.graph.freeze(error.culprits)
-            stage = replace(before, plan=lab.graph.plan(
-                {g.name: before.plan.kept[g.name] for g in lab.graph.groups}))
+            lab.graph, plan, held = without(lab.graph, before.plan, error.culprits)
+            lab.held |= held
+            stage = replace(before, plan=plan)
             continue
-        cost = lab.graph.cost(stage.plan)
+        asked, now = goal.asked(now), counts_of(lab.graph, stage.plan, goal.times)
         removed = {g: len(kept) - len(stage.plan.kept[g]) for g, kept in before.plan.kept.items()
                    if g in stage.plan.kept and len(kept) > len(stage.plan.kept[g])}
-        percentage = 100 * (1 - cost.filters / whole.filters)
-        steps.append(Step(number, percentage, float(stage.facts["accuracy_cut"]), stage.accuracy,
-                          cost, removed, stage))
+        steps.append(Step(len(steps), goal.percentage(now), float(stage.facts["accuracy_cut"]),
+                          stage.accuracy, lab.graph.cost(stage.plan), removed, stage,
+                          ledger(lab.graph, before.plan, stage.plan, asked=asked, scores=scores,
+                                 reached=goal.gone(now), bound=chosen.bound,
+                                 round_to=settings.round_to)))
         yield steps[-1]
-    met = "the percentage is reached" if cost.filters <= goal else "the MACs are reached"
-    yield Path(steps, met, reached=True)
+        if settings.ratios:
+            met = "the ratios are met" if chosen.reached else _stuck(chosen.bound, lab.graph)
+            yield Path(steps, met, chosen.reached)
+            return
+    yield Path(steps, goal.met(now), reached=True)
 
 
-def _enough(filters: int, macs: int) -> Callable[[Counts], bool]:
-    return lambda counts: counts.filters <= filters or counts.macs <= macs
+class Goal:
+    """When a walk ends, and how far one step of it goes."""
+
+    def __init__(self, lab: Lab, settings: Settings) -> None:
+        self.times = lab.times if settings.needs_latency else None
+        self._settings = settings
+        self.whole = whole_counts(lab.graph, self.times)
+        self._resource = settings.percentage_of
+        total = left_of(self.whole, self._resource)
+        self._limit = total - (settings.percentage / 100 - SLACK) * total
+        if settings.iterations == "origin":
+            steps = origin_iterations(self.whole.filters, settings.filters_per_step,
+                                      settings.percentage)
+            self._limit = self.whole.filters - steps * settings.filters_per_step
+
+    def met(self, counts: Counts) -> str:
+        """Which end is reached, in words; '' if none is."""
+        if self._settings.ratios:
+            return ""
+        if left_of(counts, self._resource) <= self._limit:
+            return "the percentage is reached"
+        if self._settings.macs is not None and counts.macs <= self._settings.macs:
+            return "the MACs are reached"
+        return ""
+
+    def ends_step(self, now: Counts) -> Callable[[Counts], bool]:
+        """Whether a step that begins with these counts has taken its share, or the walk ends."""
+        resource, left = self._after_step(now)
+        return lambda counts: left_of(counts, resource) <= left or bool(self.met(counts))
+
+    def asked(self, now: Counts) -> dict[str, float]:
+        """Share of the whole network that is to be gone after a step that begins with these."""
+        if self._settings.ratios:
+            return {}
+        resource, left = self._after_step(now)
+        total = left_of(self.whole, resource)
+        least = max(self._limit, 0) if resource == self._resource else 0
+        return {resource: 1 - max(left, least) / total} if total else {}
+
+    def gone(self, counts: Counts) -> dict[str, float]:
+        """Share of every resource that is gone, of the whole network's."""
+        return gone_of(self.whole, counts)
+
+    def _after_step(self, now: Counts) -> tuple[str, float]:
+        """The resource of which a step takes its share, and how much it leaves."""
+        if not self._settings.step:
+            return "filters", float(now.filters - self._settings.filters_per_step)
+        budget = budget_of(self._settings.step)
+        return budget.resource, budget.enough(self.whole, now)
+
+    def percentage(self, counts: Counts) -> float:
+        """Of the filters removed."""
+        return 100 * (1 - counts.filters / self.whole.filters) if self.whole.filters else 0.0
+
+
+def _choose(lab: Lab, stage: Stage, settings: Settings, goal: Goal, now: Counts,
+            ) -> tuple[Selection, Scores]:
+    """What the next step cuts, and by which scores; none if they change with every removal."""
+    floors = settings.floors.settled(settings.percentage)
+    if settings.ratios:
+        scores = lab.scores(stage, settings)
+        return select_ratios(lab.graph, scores, settings.ratios, start=stage.plan, floors=floors,
+                             round_to=settings.round_to, held=lab.held), scores
+    held = {**not_chosen(lab.graph, settings.layer_types, settings.only_follow), **lab.held}
+    rules: dict[str, Any] = {
+        "start": stage.plan, "floors": floors, "round_to": settings.round_to,
+        "filters_only": settings.percentage_of == "filters", "scope": settings.scope,
+        "held": held, "times": goal.times}
+    enough = goal.ends_step(now)
+    if settings.one_by_one:
+        return select_one_by_one(lab.graph, lab.rescore(stage, settings), enough, **rules), {}
+    scores = lab.scores(stage, settings,
+                        lambda scores: select(lab.graph, scores, enough, **rules).plan)
+    return select(lab.graph, scores, enough, **rules), scores
 
 
 def _stuck(bound: Mapping[str, str], graph: Graph) -> str:
@@ -361,18 +558,6 @@ def digest(plan: Plan) -> dict[str, str]:
     """Group -> hash of the channels that stay."""
     return {g: hashlib.sha256(str(kept.tolist()).encode()).hexdigest()[:16]
             for g, kept in sorted(plan.kept.items())}
-
-
-def _pack_activity(activity: Mapping[str, Activity]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    tensors = {f"activity/{gate}/absolute": a.absolute.cpu() for gate, a in activity.items()}
-    tensors |= {f"activity/{gate}/signed": a.signed.cpu() for gate, a in activity.items()}
-    return {"examples": {gate: a.examples for gate, a in activity.items()}}, tensors
-
-
-def _unpack_activity(record: Record) -> dict[str, Activity]:
-    return {gate: Activity(record.tensors[f"activity/{gate}/absolute"],
-                           record.tensors[f"activity/{gate}/signed"], examples)
-            for gate, examples in record.facts.get("examples", {}).items()}
 
 
 # --- the loop for people who have their own training -------------------------------------------
@@ -409,20 +594,32 @@ class _OwnWork:
 
 
 def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module], object],
-               evaluate: Callable[[nn.Module], float], percentage: float, filters_per_step: int,
-               retrain_epochs: int, criterion: str | Criterion | Score = "l1",
+               evaluate: Callable[[nn.Module], float], percentage: float = 100.0,
+               filters_per_step: int | None = None, step: Mapping[str, float] | None = None,
+               percentage_of: str = "filters", ratios: Mapping[str, float] | None = None,
+               scope: str = "global", layer_types: str = "all", only_follow: Sequence[str] = (),
+               one_by_one: bool = False, retrain_epochs: int,
+               criterion: str | Criterion | Score = "l1",
+               criterion_options: Mapping[str, object] | None = None, flops_penalty: float = 0.0,
                ranking: str = "merged", batches: Sequence[Batch] | None = None,
                loss: Loss = nn.functional.cross_entropy, floors: Floors | None = None,
                round_to: int = 1, ignore: Sequence[str] = (), normalize: str = "auto",
-               certify: bool = True, seed: int = 0) -> Iterator[Step]:
+               settle_batches: int = 0, certify: bool = True, seed: int = 0, fold: bool = False,
+               norm_batches: int = 0) -> Iterator[Step]:
     """Prune `model` step by step with your own training; the same code that a trial runs.
 
     train: trains the model it is given for one epoch, in place (make the optimiser inside: the
         tensors shrink between steps). evaluate: its accuracy. After every step `model` itself is
         cut and carries that step's weights.
-    percentage: of the convolution output channels, to remove; filters_per_step: of them, a step.
+    percentage: to remove, of the convolution output channels or another resource
+        (`percentage_of`); or, in one step, `ratios`, {layer or parent module: share of its own}.
+    filters_per_step: convolution output channels that go in a step; or `step`, {resource: amount},
+        below 1 a share of the whole network's.
+    scope, layer_types, only_follow, one_by_one: as `prune` takes them.
     criterion: 'taylor' and its like need `batches` for the first ranking; later ones ride on the
         last retrain epoch (`ranking='merged'`) or take a pass each (`'pass'`).
+    criterion_options, flops_penalty, settle_batches, fold: as `prune` takes them. norm_batches: of
+        `batches`, on which batch norms are measured afresh after a cut, before it is judged.
 
     Yields a Step for the network as given (number 0) and for every step. Stops early, cleanly,
     when floors allow nothing more. Raises ConfigError before anything is touched.
@@ -430,16 +627,23 @@ def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module
     wrong = []
     if not 0 < percentage <= 100:
         wrong.append(f"percentage: {percentage} must be above 0 and at most 100")
-    if filters_per_step < 1:
+    if filters_per_step is not None and filters_per_step < 1:
         wrong.append(f"filters_per_step: {filters_per_step} must be at least 1")
+    if (filters_per_step is not None) + bool(step) + bool(ratios) != 1:
+        wrong.append("give one of filters_per_step, step and ratios")
     if retrain_epochs < 0:
         wrong.append(f"retrain_epochs: {retrain_epochs} must not be negative")
-    if criterion_of(criterion).needs == "activity" and batches is None:
+    own = criterion_of(criterion, criterion_options)
+    if own.wants and batches is None:
         wrong.append("this criterion weighs activations: give batches=[(input, target), ...]")
+    if norm_batches and not batches:
+        wrong.append("norm_batches: give batches=[(input, target), ...] to measure norms on")
     if wrong:
         raise ConfigError("trajectory: " + "; ".join(wrong) + ".")
-    settings = Settings(filters_per_step, percentage, None, criterion, normalize, ranking,
-                        floors or Floors(), round_to, certify, seed)
+    settings = Settings(filters_per_step or 1, percentage, None, own, normalize, ranking,
+                        floors or Floors(), round_to, certify, seed, flops_penalty, settle_batches,
+                        percentage_of, step or {}, "exact", scope, layer_types, only_follow,
+                        one_by_one, ratios or {}, fold=fold, norm_batches=norm_batches)
     return _own_steps(model, example, settings, ignore, loss,
                       _OwnWork(train, evaluate, retrain_epochs, batches or []))
 

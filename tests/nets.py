@@ -4,47 +4,21 @@ A net is a function without arguments that gives (model, example): seeded, in ev
 norms with random affine parameters and calibrated statistics, two different examples in the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
+import token_nets
 import torch
+from made import Made as Made
+from made import Net as Net
+from made import conv_norm as conv_norm
+from made import head as head
+from made import made as made
+from made import name as name
+from token_nets import Attention as Attention
+from token_nets import scale_by_width as scale_by_width
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-Made = tuple[nn.Module, Tensor | tuple[Tensor, ...]]
-Net = Callable[[], Made]
-
-
-def name(net: Net) -> str:
-    return net.__name__
-
-
-def made(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> Made:
-    """Build with a fixed seed, randomise and calibrate the batch norms; examples of `shapes`."""
-    torch.manual_seed(0)
-    model = build()
-    example = tuple(torch.randn(shape) for shape in shapes)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        if norm.weight is not None:
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.3)
-        norm.momentum, before = 1.0, norm.momentum
-        norm.__dict__["before"] = before
-    with torch.no_grad():
-        model.train()(*example)
-    for norm in norms:
-        norm.momentum = norm.__dict__.pop("before")
-    return model.eval(), example[0] if len(example) == 1 else example
-
-
-def head(channels: int, classes: int = 4) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-
-
-def conv_norm(incoming: int, outgoing: int, size: int = 3, groups: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(incoming, outgoing, size, padding=size // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outgoing), nn.ReLU(inplace=True))
-
 
 # --- nets that can be cut -------------------------------------------------------------------------
 
@@ -290,6 +264,8 @@ def tied_weights() -> Made:
 class Autoencoder(nn.Module):
     """The decoder uses the encoder's weight, transposed by its operator."""
 
+    reads: ClassVar[Mapping[str, tuple[int, ...]]] = {"encode.weight": (0, 1)}
+
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.encode, self.last = conv_norm(3, 6), nn.Conv2d(6, 8, 3), nn.Conv2d(6, 2, 1)
@@ -499,13 +475,178 @@ def channels_last() -> Made:
     return made(ChannelsLast, (2, 3, 8, 8))
 
 
+def group_norm() -> Made:
+    """Several channels a group, and all of them in one."""
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.GroupNorm(1, 6),
+        nn.ReLU(), head(6)), (2, 3, 8, 8))
+
+
+def group_norm_of_each() -> Made:
+    """One channel a group: groups go."""
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), nn.Conv2d(8, 6, 3), head(6)),
+        (2, 3, 8, 8))
+
+
+def instance_norm() -> Made:
+    """Statistics of each map, and running ones."""
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        nn.InstanceNorm2d(6, affine=True, track_running_stats=True), nn.ReLU(),
+        head(6)), (2, 3, 8, 8))
+
+
+def layer_norm_of_maps() -> Made:
+    """Over channels and places together."""
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.LayerNorm([8, 6, 6]), nn.GELU(), nn.Conv2d(8, 6, 3), head(6)),
+        (2, 3, 8, 8))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Over the channels of maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.wide, self.narrow = nn.Linear(width, 10), nn.Linear(10, width)
+        self.scale = nn.Parameter(torch.rand(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(self.spread(x).permute(0, 2, 3, 1))
+        out = self.narrow(F.gelu(self.wide(out))).permute(0, 3, 1, 2)
+        return x + self.scale * out
+
+
+def convnext() -> Made:
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 2, 2), LayerNorm2d(6), ConvNeXtBlock(6), ConvNeXtBlock(6), LayerNorm2d(6),
+        nn.Conv2d(6, 7, 2, 2), ConvNeXtBlock(7), head(7)), (2, 3, 8, 8))
+
+
+class Scale(nn.Module):
+    """A factor and a summand for each channel, one of them computed from a parameter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(1, channels, 1, 1))
+        self.shift = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.exp() + self.shift.view(1, -1, 1, 1)
+
+
+def own_scale() -> Made:
+    return made(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), Scale(8), nn.ReLU(), nn.Conv2d(8, 6, 3),
+                                      nn.ReLU(), head(6)), (2, 3, 8, 8))
+
+
+def gated_linear_unit() -> Made:
+    """The first half of the channels is weighed by the second."""
+    return made(lambda: nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.GLU(1), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5 * 16, 8),
+        nn.GLU(), nn.Linear(4, 3)), (2, 3, 8, 8))
+
+
+def pixel_shuffle() -> Made:
+    """Four channels become one of four times the size, and back."""
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 12), nn.PixelShuffle(2), conv_norm(3, 5), nn.PixelUnshuffle(2),
+        nn.Conv2d(20, 6, 1), nn.ReLU(), head(6)), (2, 3, 6, 6))
+
+
+def channel_shuffle_module() -> Made:
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 8), nn.Conv2d(8, 12, 3, groups=2), nn.ChannelShuffle(2),
+        conv_norm(12, 12, groups=12), nn.Conv2d(12, 6, 1), head(6)), (2, 3, 8, 8))
+
+
+class Padded(nn.Module):
+    """CIFAR ResNets, option A: every second pixel, and zeros for the channels that are new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(6, 10, 3, stride=2, padding=1), nn.BatchNorm2d(10),
+                                   nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(10, 10, 3, padding=1), nn.BatchNorm2d(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(self.first(x))
+                      + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+
+
+def padded_shortcut() -> Made:
+    return made(lambda: nn.Sequential(conv_norm(3, 6), Padded(), head(10)), (2, 3, 8, 8))
+
+
+class BesideInput(nn.Module):
+    """Channels of a layer stand beside those of the picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = conv_norm(3, 5), nn.Conv2d(3, 8, 1), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.cat([self.first(x), x], 1) * self.second(x))
+        return out
+
+
+def beside_input() -> Made:
+    return made(BesideInput, (2, 3, 8, 8))
+
+
+def grouped_transposed() -> Made:
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 8), nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2), nn.BatchNorm2d(6),
+        nn.ReLU(), nn.Conv2d(6, 5, 1), head(5)), (2, 3, 6, 6))
+
+
+def depthwise_transposed() -> Made:
+    return made(lambda: nn.Sequential(
+        conv_norm(3, 8), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8), nn.ReLU(),
+        nn.Conv2d(8, 5, 1), head(5)), (2, 3, 6, 6))
+
+
+class Stacked(nn.Module):
+    """Two values along a new dimension, reduced away again or laid out channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (conv_norm(3, 8), nn.Conv2d(3, 8, 3, padding=1),
+                                          nn.Conv2d(8, 5, 1))
+        self.four, self.head = nn.Conv2d(8, 5, 1), head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([self.one(x), self.two(x)], 1).amax(1)
+        both = torch.stack([self.three(x), F.relu(self.four(x))], 2).flatten(1, 2)
+        out: Tensor = self.head(both)
+        return out
+
+
+def stacked() -> Made:
+    return made(Stacked, (2, 3, 8, 8))
+
+
+
 ALL: tuple[Net, ...] = (
     chain, chain_without_norm, bias_free, multilayer_perceptron, residual, preactivation,
     dense_concat, unet_transposed, unet_bilinear, grouped, depthwise, depthwise_multiplier,
     depthwise_on_input, depthwise_over_concat, sum_with_concat, channel_shuffle, chunk, flatten,
     shared_module, tied_weights, tied_transposed, squeeze_excite, spatial_gate, branches,
     concat_in_space, two_inputs, two_outputs, dict_output, functional, conv1d, conv3d,
-    auxiliary_head, plain_tensor, slopes, channels_last)
+    auxiliary_head, plain_tensor, slopes, channels_last, group_norm, group_norm_of_each,
+    instance_norm, layer_norm_of_maps, convnext, own_scale, gated_linear_unit, pixel_shuffle,
+    channel_shuffle_module, padded_shortcut, beside_input, grouped_transposed,
+    depthwise_transposed, stacked, *token_nets.ALL)
 
 
 # --- nets of which a part must be refused by name -------------------------------------------------
@@ -528,17 +669,9 @@ def middle(build: Callable[[], Callable[[Tensor], Tensor]], channels: int = 8) -
     return lambda: made(lambda: Middle(build(), channels), (2, 3, 8, 8))
 
 
-class LastNorm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(8)
+class PackedAttention(nn.Module):
+    """PyTorch's own module, which holds its width as a number."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return out
-
-
-class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
@@ -547,15 +680,6 @@ class Attention(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)
         out: Tensor = self.attend(tokens, tokens, tokens, need_weights=False)[0]
         return out.transpose(1, 2).reshape(x.shape)
-
-
-class Scale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.randn(1, 8, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
 
 
 class Unpool(nn.Module):
@@ -586,32 +710,30 @@ def size_in_view() -> Made:
     return made(View, (2, 3, 8, 8))
 
 
-def transposed_view() -> Made:
-    """h = x W + b, and W again, transposed, in another layer."""
+class HeadsInNumbers(nn.Module):
+    """Both the number of the heads and their width stand in the view."""
 
-    class TiedLinear(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.middle, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(5, 3)
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 12)
+        self.last = nn.Linear(12, 8)
 
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = self.middle(F.relu(self.first(x)))
-            out: Tensor = self.last(F.linear(hidden, self.first.weight.t()))
-            return out
-
-    return made(TiedLinear, (2, 5))
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.mix(x.flatten(2).transpose(1, 2))
+        heads = tokens.view(len(x), -1, 3, 4).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+        out: Tensor = self.last(mixed).transpose(1, 2).reshape(len(x), -1, 8, 8)
+        return out
 
 
 # net -> (the group that is to be refused, words of the reason)
 REFUSED: dict[str, tuple[Net, str, str]] = {
-    "layer_norm": (middle(LastNorm), "first", "layer_norm has no rule"),
-    "group_norm": (middle(lambda: nn.GroupNorm(2, 8)), "first", "group_norm has no rule"),
-    "instance_norm": (middle(lambda: nn.InstanceNorm2d(8, affine=True)), "first",
-                      "instance_norm has no rule"),
-    "attention": (middle(Attention), "middle.attend.in_proj_weight", "size written in forward"),
-    "softmax": (middle(lambda: nn.Softmax(dim=1)), "first", "softmax has no rule"),
-    "own_scale": (middle(Scale), "first", "they meet values that cannot be cut"),
-    "pixel_shuffle": (middle(lambda: nn.PixelShuffle(2), 2), "first", "pixel_shuffle has no rule"),
+    "norm_without_scale": (middle(lambda: nn.GroupNorm(1, 8, affine=False)), "first",
+                           "no scale of its own that could shrink"),
+    "attention": (middle(PackedAttention), "middle.attend.in_proj_weight",
+                  "size written in forward"),
+    "softmax": (middle(lambda: nn.Softmax(dim=1)), "first",
+                "softmax works along the dimension that holds them"),
     "response_norm": (middle(lambda: nn.LocalResponseNorm(3)), "first",
                       "dimension that holds them"),
     "pool_over_channels": (
@@ -621,8 +743,6 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
                          "roll works along the dimension that holds them"),
     "shift_of_channels": (middle(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 1, -1))), "first",
                           "pad works along the dimension that holds them"),
-    "padded_shortcut": (middle(lambda: lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), 12), "first",
-                        "pad works along the dimension that holds them"),
     "split_at_places": (middle(lambda: lambda x: x.split([2, 6], 1)[1], 6), "first",
                         "size written in forward"),
     "shuffle_between_groups": (lambda: made(lambda: nn.Sequential(
@@ -634,7 +754,14 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
     "mean_over_channels": (middle(lambda: lambda x: x.mean(1, keepdim=True), 1), "first",
                            "mean mixes them"),
     "unpool": (middle(Unpool), "first", "max_unpool2d has no rule"),
-    "grouped_transposed": (middle(lambda: nn.ConvTranspose2d(8, 4, 2, groups=2), 4), "middle",
-                           "a grouped transposed convolution"),
-    "transposed_view": (transposed_view, "first", "first.weight is also used by t"),
+    "size_in_view": (size_in_view, "second", "size written in forward"),
+    "heads_in_numbers": (middle(HeadsInNumbers), "middle.mix", "size written in forward"),
+    "sum_over_channels": (middle(lambda: lambda x: x.cumsum(1)), "first",
+                          "cumsum works along the dimension that holds them"),
+    "diagonal": (middle(lambda: lambda x: torch.einsum("bccw->bcw", x).unsqueeze(3)), "first",
+                 "has no rule"),
+    "places_from_a_table": (middle(lambda: lambda x: x[:, [0, 3, 4]], 3), "first",
+                            "size written in forward"),
+    "computed_kernel": (middle(lambda: lambda x: F.conv2d(x, x[:1, :, :3, :3] ** 2), 1), "first",
+                        "its reader computes its weights on the fly"),
 }

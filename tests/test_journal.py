@@ -23,6 +23,7 @@ def told(experiment: Experiment, trial: Trial, tracker: MemoryTracker, run_id: s
         journal.step(step)
     journal.layers(trial.steps)
     journal.plans(trial.steps)
+    journal.ledgers(trial.steps)
     journal.epochs(trial.final)
     journal.final(trial.final, trial.last.cost)
 
@@ -76,6 +77,18 @@ def test_the_certificate_of_every_cut_is_written_down() -> None:
     for step in trial.steps[1:]:
         certificate = plans[str(step.number)]["certificate"]
         assert certificate["difference"] <= certificate["tolerance"]
+
+
+def test_the_ledger_of_every_step_is_written_down() -> None:
+    """36 filters, 9 a step, to 60 %: asked and reached add up, and groups tell what they keep."""
+    trial, _, run = walked(Experiment(tiny.run(), NoStore()))
+    told = json.loads(run.files["ledger.json"])
+    assert list(told) == ["1", "2", "3"]
+    for step in trial.steps[1:]:
+        line = told[str(step.number)]
+        assert line["reached"]["filters"] == pytest.approx(1 - step.filters / 36)
+        assert sum(g["had"] - g["kept"] for g in line["groups"]) == sum(step.removed.values())
+    assert [round(told[n]["asked"]["filters"], 6) for n in told] == [0.25, 0.5, 0.6]
 
 
 def test_shares_are_of_the_whole_network() -> None:

@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.engine.selection import select
+from harness.engine.surgery import cut
+from harness.engine.tracing import trace
 from harness.errors import ConfigError, ModelError, UnknownName
 from harness.models import build
+from harness.models.weights import adopt, freeze, unfreeze
 
 torch.set_num_threads(1)
 
@@ -98,6 +103,26 @@ def test_the_seeds_head_is_for_large_pictures_the_small_one_for_small() -> None:
     assert linears(64) == [(4096, 512 * 4), (4096, 4096), (10, 4096)]
 
 
+def test_vgg11_for_small_pictures_is_the_one_of_the_requirements() -> None:
+    """R002: torchvision's head behind a pooling to 7 x 7, the last layer for ten classes."""
+    ours = shapes_only("vgg11", options={"head": "imagenet"})
+    assert parameters(ours) == 128_807_306
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg11(weights=None, num_classes=10)
+        assert ours(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+    assert shapes(ours) == shapes(theirs)
+
+
+def test_the_imagenet_head_answers_as_torchvisions() -> None:
+    ours = build("vgg11", num_classes=10, in_channels=3, width=0.0625, input_size=32,
+                 options={"head": "imagenet"}).eval()
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    theirs = torchvision.models.VGG(ours.get_submodule("features"), num_classes=10)  # type: ignore[arg-type]
+    theirs.classifier = ours.get_submodule("classifier")  # type: ignore[assignment]
+    with torch.no_grad():
+        assert torch.equal(ours(pictures), theirs.eval()(pictures))
+
+
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "vgg16", "vgg16_bn"])
 def test_convolutions_of_vgg_take_torchvisions_weights(name: str) -> None:
     net = shapes_only(name, input_size=224)
@@ -128,11 +153,14 @@ def test_convolutions_of_vgg_begin_as_torchvisions() -> None:
 # --- residual and mobile -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_at_full_width_and_large_pictures_it_is_torchvisions_own(name: str) -> None:
+@pytest.mark.parametrize(("name", "theirs_name"), [
+    ("alexnet", "alexnet"), ("mobilenet_v2", "mobilenet_v2"), ("resnet18", "resnet18"),
+    ("squeezenet", "squeezenet1_1")])
+def test_at_full_width_and_large_pictures_it_is_torchvisions_own(name: str,
+                                                                 theirs_name: str) -> None:
     """The same weights give the same logits."""
     ours = build(name, num_classes=10, in_channels=3, input_size=96).eval()
-    theirs = torchvision.models.get_model(name, weights=None, num_classes=10).eval()
+    theirs = torchvision.models.get_model(theirs_name, weights=None, num_classes=10).eval()
     theirs.load_state_dict(ours.state_dict())
     pictures = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -153,6 +181,127 @@ def test_mobilenet_keeps_the_resolution_of_small_pictures_at_the_start(
         size: int, stride: int) -> None:
     first = convolutions(shapes_only("mobilenet_v2", input_size=size))["features.0.0"]
     assert first.stride == (stride, stride)
+
+
+@pytest.mark.parametrize(("size", "stride", "maps"), [(32, 1, 4), (64, 2, 3)])
+def test_squeezenet_keeps_the_resolution_of_small_pictures_at_the_start(
+        size: int, stride: int, maps: int) -> None:
+    net = shapes_only("squeezenet", input_size=size)
+    assert convolutions(net)["features.0"].stride == (stride, stride)
+    with torch.device("meta"):
+        out = net.get_submodule("features")(torch.empty(1, 3, size, size))
+    assert out.shape[2:] == (maps, maps)
+
+
+def test_alexnet_for_small_pictures_reads_its_last_maps_in_one_linear_layer() -> None:
+    """4 x 4 of 32 pixels after three halvings, 3 x 3 of 31."""
+    for size, columns in ((32, 256 * 16), (31, 256 * 9)):
+        net = shapes_only("alexnet", input_size=size, num_classes=100)
+        assert shapes(net)["classifier.1.weight"] == (100, columns)
+        with torch.device("meta"):
+            assert net(torch.empty(2, 3, size, size)).shape == (2, 100)
+
+
+# --- residual networks for small pictures --------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layers", "count"), [
+    (20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)])
+def test_cifar_resnets_have_the_layers_and_parameters_of_the_paper(layers: int,
+                                                                   count: int) -> None:
+    """He et al. 2016, table 6: 0.27 M, 0.46 M, 0.66 M, 0.85 M and 1.7 M; 6n + 2 layers."""
+    net = shapes_only(f"resnet{layers}")
+    assert len(convolutions(net)) + 1 == layers
+    assert parameters(net) == count
+    n = (layers - 2) // 6
+    inner = [(16, 16, 2 * n), (16, 32, 1), (32, 32, 2 * n - 1), (32, 64, 1), (64, 64, 2 * n - 1)]
+    weights = 3 * 16 * 9 + sum(a * b * 9 * times for a, b, times in inner) + 64 * 10 + 10
+    assert count == weights + 2 * (16 * (2 * n + 1) + 32 * 2 * n + 64 * 2 * n)
+
+
+def option_a(state: dict[str, Tensor], pictures: Tensor) -> Tensor:
+    """ResNet-20 written as formulas over a state dict; the shortcut pads a quarter on each side."""
+    def norm(maps: Tensor, name: str) -> Tensor:
+        return functional.batch_norm(maps, state[f"{name}.running_mean"],
+                                     state[f"{name}.running_var"], state[f"{name}.weight"],
+                                     state[f"{name}.bias"])
+
+    maps = functional.conv2d(pictures, state["conv1.weight"], padding=1)
+    maps = norm(maps, "bn1").relu()
+    for stage in (1, 2, 3):
+        for block in (0, 1, 2):
+            at = f"layer{stage}.{block}"
+            halves = stage > 1 and block == 0
+            inner = functional.conv2d(maps, state[f"{at}.conv1.weight"], padding=1,
+                                      stride=2 if halves else 1)
+            inner = functional.conv2d(norm(inner, f"{at}.bn1").relu(), state[f"{at}.conv2.weight"],
+                                      padding=1)
+            if halves:
+                side = maps.shape[1] // 2
+                maps = functional.pad(maps[:, :, ::2, ::2], (0, 0, 0, 0, side, side))
+            maps = (norm(inner, f"{at}.bn2") + maps).relu()
+    return maps.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
+
+
+def test_a_cifar_resnet_computes_the_formula_over_the_well_known_names() -> None:
+    """So that weights trained elsewhere can be loaded: the state dict has these names alone."""
+    generator = torch.Generator().manual_seed(0)
+    net = build("resnet20", num_classes=10, in_channels=3, input_size=32).eval()
+    names = {"linear.weight", "linear.bias", "conv1.weight"}
+    norms = ["bn1"]
+    for stage in (1, 2, 3):
+        for block in (0, 1, 2):
+            names |= {f"layer{stage}.{block}.conv{k}.weight" for k in (1, 2)}
+            norms += [f"layer{stage}.{block}.bn{k}" for k in (1, 2)]
+    names |= {f"{n}.{v}" for n in norms for v in ("weight", "bias", "running_mean", "running_var",
+                                                  "num_batches_tracked")}
+    assert set(net.state_dict()) == names
+    state = {n: t if t.dim() == 0 else torch.rand(t.shape, generator=generator) * 0.2 + 0.05
+             for n, t in net.state_dict().items()}
+    net.load_state_dict(state)
+    pictures = torch.randn(2, 3, 16, 16, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(net(pictures), option_a(state, pictures))
+
+
+def test_cifar_resnets_cost_what_the_formula_says() -> None:
+    """A shortcut multiplies nothing; 40.55 M MACs for ResNet-20 at 32 x 32."""
+    net = shapes_only("resnet20")
+    stages = [(16, 32, 6), (32, 16, 5), (64, 8, 5)]
+    macs = 3 * 16 * 9 * 32**2 + sum(c * c * 9 * s * s * times for c, s, times in stages)
+    macs += 16 * 32 * 9 * 16**2 + 32 * 64 * 9 * 8**2 + 640
+    assert macs == 40_551_040
+    assert gigamacs(net, 3, 32, 32) == macs / 1e9
+
+
+def zeros(net: nn.Module) -> list[int]:
+    return [b.shape[1] for name, b in net.named_buffers() if "shortcut" in name]
+
+
+def test_the_zeros_of_a_shortcut_shrink_with_their_channels() -> None:
+    """All stages are one group: 4 channels of all three stages, 2 + 2 of the last two, 4 + 4 of
+    the last. One of each is kept; the trained weights of others know no zeros."""
+    net = small("resnet20").eval()
+    pictures = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    graph = trace(net, pictures)
+    assert graph["conv1"].channels == 16
+    assert zeros(net) == [2, 2, 4, 4]
+    cut(net, graph.whole(), graph.plan({"conv1": [0, 4, 6, 8, 12]}))
+    assert zeros(net) == [1, 1, 1, 1]
+    assert [m.out_channels for n, m in convolutions(net).items() if n.endswith("conv2")] == [
+        1, 1, 1, 3, 3, 3, 5, 5, 5]
+    assert net(pictures).shape == (2, 10)
+    assert not any("shortcut" in name for name in net.state_dict())
+
+
+def test_nothing_of_a_shortcut_is_emptied_though_its_channels_score_lowest() -> None:
+    net = small("resnet20").eval()
+    graph = trace(net, torch.zeros(2, 1, 32, 32))
+    worst_last = {g.name: -torch.arange(g.channels).float() for g in graph.groups}
+    result = select(graph, worst_last, lambda counts: False)
+    assert "layer3.0.shortcut.after keeps 1" in result.bound["conv1"]
+    cut(net, graph.whole(), result.plan)
+    assert zeros(net) == [2, 2, 4, 1]
 
 
 # --- U-Net ---------------------------------------------------------------------------------------
@@ -206,6 +355,141 @@ def test_unet_joins_the_skip_before_what_comes_from_below() -> None:
                                    last(-below[..., ::2, ::2], skip))
 
 
+# --- RITnet --------------------------------------------------------------------------------------
+
+# Requirements 001.2-C: weights and biases, of a block with its batch norm.
+RITNET_BLOCKS = {"down1": 22080, **{f"down{n}": 32992 for n in (2, 3, 4, 5)},
+                 **{f"up{n}": 23680 for n in (1, 2, 3, 4)}}
+RITNET_LAYERS = {
+    "down1": {"conv1": 320, "conv21": 1088, "conv22": 9248, "conv31": 2112, "conv32": 9248},
+    **{f"down{n}": {"conv1": 9248, "conv21": 2080, "conv22": 9248, "conv31": 3104, "conv32": 9248}
+       for n in (2, 3, 4, 5)},
+    **{f"up{n}": {"conv11": 2080, "conv12": 9248, "conv21": 3104, "conv22": 9248}
+       for n in (1, 2, 3, 4)},
+}
+# Requirements 001.2-G: who reads what a convolution writes, by their order in the network.
+RITNET_READERS = {n: [n + 1] for n in range(41)} | {
+    0: [1, 3], 4: [5, 6, 8, 37, 39], 5: [6, 8], 9: [10, 11, 13, 33, 35], 10: [11, 13],
+    14: [15, 16, 18, 29, 31], 15: [16, 18], 19: [20, 21, 23, 25, 27], 20: [21, 23], 24: [25, 27],
+    28: [29, 31], 32: [33, 35], 36: [37, 39]}
+
+
+def test_ritnet_has_the_layers_and_blocks_of_the_seeds_table() -> None:
+    net = shapes_only("ritnet", num_classes=4, in_channels=1, input_size=400)
+    found = convolutions(net)
+    assert len(found) == 42
+    assert {name: parameters(layer) for name, layer in found.items()} == {
+        **{f"{b}.{c}": size for b, layers in RITNET_LAYERS.items() for c, size in layers.items()},
+        "outc": 32 * 4 + 4}
+    assert {b: parameters(net.get_submodule(b)) for b in RITNET_BLOCKS} == RITNET_BLOCKS
+    norms = [name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms == [f"down{n}.bn" for n in (1, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_ritnet_costs_what_the_requirements_measured(classes: int) -> None:
+    net = shapes_only("ritnet", num_classes=classes, in_channels=1, input_size=400)
+    assert gigamacs(net, 1, 640, 400) == pytest.approx(16.4, abs=0.05)
+
+
+def test_the_readers_of_ritnets_convolutions_are_those_of_the_seeds_table() -> None:
+    """Found by running the network with all convolutions silent but one: where does it arrive?"""
+    net = small("ritnet", width=0.25).eval()
+    found = list(convolutions(net).values())
+    marks: dict[int, set[int]] = {}
+    for writer in range(41):
+        marks[writer] = arrivals(net, found, writer)
+    assert marks == {n: set(readers) for n, readers in RITNET_READERS.items()}
+
+
+UNET_READERS = {n: [n + 1] for n in range(18)} | {1: [2, 16], 3: [4, 14], 5: [6, 12], 7: [8, 10]}
+
+
+@pytest.mark.parametrize(("name", "readers"), [("unet", UNET_READERS), ("ritnet", RITNET_READERS)])
+def test_the_engine_finds_the_readers_of_the_seeds_hand_written_tables(
+        name: str, readers: dict[int, list[int]]) -> None:
+    net = small(name)
+    order = list(convolutions(net))
+    graph = trace(net, torch.zeros(2, 1, 16, 16))
+    assert {order.index(g.name): sorted(order.index(r.layer) for r in g.readers)
+            for g in graph.groups} == readers
+    assert dict(graph.frozen) == {"outc": "output of the network"}
+
+
+def arrivals(net: nn.Module, layers: list[nn.Conv2d], writer: int) -> set[int]:
+    """Numbers of the layers whose input is not zero when only `writer` puts out ones."""
+    seen: set[int] = set()
+    handles = []
+    for number, layer in enumerate(layers):
+        def hook(module: nn.Module, given: tuple[Tensor, ...], out: Tensor,
+                 number: int = number) -> Tensor:
+            if given[0].abs().max() > 0:
+                seen.add(number)
+            return torch.full_like(out, float(number == writer))
+        handles.append(layer.register_forward_hook(hook))
+    with torch.no_grad():
+        net(torch.zeros(1, 1, 16, 16))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (33, 47), (31, 16)])
+def test_ritnet_answers_for_every_pixel_of_odd_sizes_too(height: int, width: int) -> None:
+    net = small("ritnet", width=0.25, num_classes=3).eval()
+    with torch.no_grad():
+        assert net(torch.zeros(1, 1, height, width)).shape == (1, 3, height, width)
+
+
+# --- weights that are taken over, or may not learn -----------------------------------------------
+
+
+def test_the_convolutions_of_another_network_come_under_a_new_head() -> None:
+    """R001: features from torchvision's VGG-16, the head of two classes as it was."""
+    mine = build("vgg11", num_classes=2, in_channels=3, width=0.0625, input_size=32,
+                 options={"head": "seed"})
+    other = build("vgg11", num_classes=10, in_channels=3, width=0.0625, input_size=32,
+                  options={"head": "imagenet"})
+    before = {n: t.clone() for n, t in mine.state_dict().items()}
+    left = adopt(mine, other.state_dict())
+    assert set(left) == {n for n in before if n.startswith("classifier")}
+    for name, tensor in mine.state_dict().items():
+        wanted = before if name in left else other.state_dict()
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_weights_of_a_stranger_are_refused() -> None:
+    net = small("resnet20")
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    with pytest.raises(ModelError, match="no weight fits this CifarResNet.*conv1.weight"):
+        adopt(net, small("vgg11").state_dict())
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
+def test_a_frozen_part_learns_no_more_until_it_is_unfrozen() -> None:
+    """R006: one step of an optimiser over what wants gradients moves the head alone."""
+    net = small("vgg11")
+    freeze(net, ["features"])
+    assert {n for n, p in net.named_parameters() if p.requires_grad} == {
+        "classifier.weight", "classifier.bias"}
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
+    net(torch.ones(2, 1, 32, 32)).pow(2).sum().backward()
+    optimizer.step()
+    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert "classifier.bias" in moved
+    assert not any(n.startswith("features") for n in moved)
+    unfreeze(net)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_part_that_does_not_exist_cannot_be_frozen() -> None:
+    net = small("vgg11")
+    with pytest.raises(UnknownName, match="unknown module 'feature'. Nearest: features"):
+        freeze(net, ["classifier", "feature"])
+    assert all(p.requires_grad for p in net.parameters())
+
+
 # --- torchvision by name -------------------------------------------------------------------------
 
 
@@ -238,6 +522,15 @@ def test_options_reach_torchvisions_constructor() -> None:
     ("mobilenet_v2", {"width": -1}, ModelError, "width -1 must be above 0"),
     ("vgg16", {"input_size": 31}, ModelError, "input size 31 is too small, at least 32"),
     ("unet", {"input_size": 15}, ModelError, "input size 15 is too small, at least 16"),
+    ("ritnet", {"input_size": 15}, ModelError, "input size 15 is too small, at least 16"),
+    ("ritnet", {"width": 0.01}, ModelError, "width 0.01 leaves a layer of 32 channels with none"),
+    ("resnet20", {"width": 0.01}, ModelError, "width 0.01 leaves a layer of 16 channels"),
+    ("resnet20", {"options": {"stem": "small"}}, ConfigError, "unknown option of model resnet20"),
+    ("alexnet", {"input_size": 7}, ModelError, "small stem: input size 7.*at least 8"),
+    ("alexnet", {"options": {"stem": "imagenet"}}, ModelError, "imagenet stem: input size 32.*63"),
+    ("squeezenet", {"input_size": 7}, ModelError, "small stem: input size 7.*at least 8"),
+    ("squeezenet", {"input_size": 16, "options": {"stem": "imagenet"}}, ModelError,
+     "imagenet stem: input size 16.*at least 17"),
     ("vgg16", {"options": {"head": "smal"}}, ModelError, "unknown head 'smal'. Nearest: small"),
     ("resnet18", {"options": {"stem": "big"}}, ModelError, "unknown stem 'big'.*auto, imagenet"),
     ("vgg16", {"options": {"haed": "seed"}}, ConfigError, "'haed'. Nearest: head. Known: head."),

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import harness
-from harness.engine.selection import Floors
+from harness.engine.criteria import Criterion
+from harness.engine.floors import Floors
+from harness.engine.tally import counts_of
 from harness.errors import ConfigError
 from harness.store import FolderStore, NoStore, Store
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
@@ -217,6 +219,139 @@ def test_a_leaf_hangs_off_a_step_and_is_made_once(tmp_path: FilePath) -> None:
     torch.testing.assert_close(leaf.tensors["0.bias"], step.stage.tensors["0.bias"] + 1.0)
 
 
+@pytest.mark.parametrize("resource", ["channels", "params", "macs", "flops", "memory"])
+def test_the_percentage_may_be_of_another_resource(resource: str) -> None:
+    """The walk ends with the first network that holds it, one channel too many at most."""
+    settings = Settings(7, 60, criterion="l1", percentage_of=resource)
+    walked, end = steps(NoStore(), Work(epochs=0), settings)
+    assert end.reached
+    whole, *_, before, last = (
+        {"params": s.params, "macs": s.macs, "flops": s.flops, "memory": s.cost.bytes,
+         "channels": sum(len(k) for k in s.plan.kept.values())}[resource] for s in walked)
+    assert last <= 0.4 * whole + 1e-6 < before
+
+
+def test_a_step_may_be_a_share_of_the_macs_and_the_steps_add_up() -> None:
+    """After step k at least k tenths are gone, and not a channel's worth more than that.
+
+    No channel counts for more than the first layer's: 9 MACs at 64 places, and 9 x 12 behind it.
+    """
+    walked, end = steps(NoStore(), Work(epochs=0), Settings(
+        1, 70, criterion="l1", percentage_of="macs", step={"macs": 0.1}))
+    assert end.reached
+    whole = walked[0].macs
+    channel = 64 * 9 * (8 + 12 // 4) + 64 * 9
+    for step in walked[1:]:
+        gone = whole - step.macs
+        assert gone >= step.number * 0.1 * whole - 1
+        assert gone < step.number * 0.1 * whole + channel
+    assert len(walked) == 8
+
+
+def test_a_step_may_be_a_number_of_parameters() -> None:
+    walked, _ = steps(NoStore(), Work(epochs=0), Settings(1, 50, criterion="l1",
+                                                         step={"params": 300}))
+    whole = walked[0].params
+    assert all(whole - s.params >= 300 * s.number for s in walked[1:-1])
+    assert walked[-1].filters == 16
+
+
+def test_the_origins_loop_makes_its_number_of_steps() -> None:
+    """32 filters, 5 a step, 70 %: int(int(32 / 5) x 0.7) = 4 steps, 20 filters, not 23."""
+    settings = Settings(5, 70, criterion="l1", iterations="origin")
+    walked, end = steps(NoStore(), Work(epochs=0), settings)
+    assert [s.filters for s in walked] == [32, 27, 22, 17, 12]
+    assert end.reached
+    none, end = steps(NoStore(), Work(), Settings(33, 70, criterion="l1", iterations="origin"))
+    assert len(none) == 1
+    assert end.reached
+
+
+def test_ratios_are_met_in_one_step() -> None:
+    ratios = {"0": 0.5, "3": 0.25, "7": 0.9}
+    walked, end = steps(NoStore(), Work(), Settings(1, ratios=ratios, criterion="taylor"))
+    assert end.reached
+    assert end.reason == "the ratios are met"
+    assert [{g: len(k) for g, k in s.plan.kept.items()} for s in walked] == [
+        {"0": 8, "3": 12, "7": 12}, {"0": 4, "3": 9, "7": 1}]
+    walked, end = steps(NoStore(), Work(), Settings(1, ratios=ratios, criterion="l1",
+                                                    floors=Floors(min_channels=3)))
+    assert not end.reached
+    assert "min_channels: 7 keeps 3" in end.reason
+    assert len(walked[-1].plan.kept["7"]) == 3
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
+def test_one_by_one_scores_anew_within_a_step(criterion: str) -> None:
+    """As many filters go; which ones is decided on the network that is cut so far."""
+    settings = Settings(6, 40, criterion=criterion, one_by_one=True)
+    walked, end = steps(NoStore(), Work(), settings)
+    assert end.reached
+    assert [s.filters for s in walked] == [32, 26, 20, 19]
+    again, _ = steps(NoStore(), Work(), settings)
+    assert all(equal(a, b) for a, b in zip(walked, again, strict=True))
+
+
+def test_one_by_one_is_the_loop_over_single_cuts() -> None:
+    """Every removal is the lowest L1 per mean of its layer, in the weights that are left."""
+    walked, _ = steps(NoStore(), Work(epochs=0), Settings(6, 18, criterion="l1", one_by_one=True))
+    model = net()
+    weights = {n: model.get_parameter(f"{n}.weight").detach().double() for n in ("0", "3", "7")}
+    kept = {n: list(range(len(w))) for n, w in weights.items()}
+    reads = {"3": "0", "7": "3"}
+    for _ in range(6):
+        scores = {}
+        for n, w in weights.items():
+            seen = w[kept[n]][:, kept[reads[n]]] if n in reads else w[kept[n]]
+            norms = seen.abs().sum((1, 2, 3))
+            scores |= {(n, c): float(s / norms.mean()) for c, s in zip(kept[n], norms)}
+        layer, channel = min(scores, key=lambda key: scores[key])
+        kept[layer].remove(channel)
+    assert walked[-1].plan.as_json() == kept
+
+
+def test_a_local_scope_and_layer_types_reach_the_choice() -> None:
+    walked, _ = steps(NoStore(), Work(epochs=0), Settings(16, 50, criterion="l1", scope="local"))
+    assert {g: len(k) for g, k in walked[-1].plan.kept.items()} == {"0": 4, "3": 6, "7": 6}
+    walked, end = steps(NoStore(), Work(), Settings(4, 50, criterion="l1", layer_types="1x1"))
+    assert len(walked) == 1
+    assert "no convolution of the type asked for (1x1)" in end.reason
+    walked, _ = steps(NoStore(), Work(epochs=0), Settings(4, 12, criterion="l1",
+                                                          only_follow=["0", "3"]))
+    assert {g: len(k) for g, k in walked[-1].plan.kept.items()} == {"0": 8, "3": 12, "7": 8}
+
+
+def test_the_percentage_may_be_of_measured_latency(tmp_path: FilePath) -> None:
+    """The tables are measured once; the walk ends at the first network whose tables add up."""
+    file = tmp_path / "latency.json"
+    ends = []
+    for _ in range(2):
+        made = Lab(net(), pictures()[0][:4], Work(epochs=0), store=NoStore(), latency_file=file)
+        start = made.first("root", lambda model: [])
+        settings = Settings(4, 50, criterion="l1", percentage_of="latency")
+        *walked, end = walk(made, start, settings)
+        assert isinstance(end, Path)
+        ends.append(end)
+        last = walked[-1]
+        assert isinstance(last, Step)
+        whole, left = (counts_of(made.graph, plan, made.times).latency_ms
+                       for plan in (made.graph.whole(), last.plan))
+        assert whole is not None
+        assert left is not None
+        assert left <= whole / 2 + 1e-6 or not end.reached
+    assert ends[0].steps[-1].plan == ends[1].steps[-1].plan
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    for settings, words in (
+            ({"percentage_of": "filter"}, "unknown resource 'filter'. Nearest: filters"),
+            ({"iterations": "orign"}, "Nearest: origin"), ({"scope": "globl"}, "Nearest: global"),
+            ({"layer_types": "1by1"}, "unknown type"), ({"step": {"mac": 1}}, "Nearest: macs"),
+            ({"iterations": "origin", "step": {"macs": 0.1}}, "the origin counts filters")):
+        with pytest.raises(ConfigError, match=words):
+            Settings(1, 50, **settings)  # type: ignore[arg-type]
+
+
 class SizeWritten(nn.Module):
     """`forward` holds the width of the first layer; the second may be cut."""
 
@@ -239,6 +374,43 @@ def test_a_size_written_in_forward_freezes_its_layer_and_the_walk_goes_on() -> N
     last = [e for e in events if isinstance(e, Step)][-1]
     assert {g: len(k) for g, k in last.plan.kept.items()} == {"b": 4}
     assert "size written in forward" in made.graph.frozen["a"]
+
+
+class NeedsThree(nn.Module):
+    """`forward` runs while the first layer has three channels or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.a(inputs)
+        if hidden.shape[1] < 3:
+            raise ValueError("three channels at least")
+        out: Tensor = self.head(self.b(hidden).mean((2, 3)))
+        return out
+
+
+def a_before_b(group: Any, evidence: Any) -> Tensor:
+    kept: Tensor = evidence.plan.kept[group.name]
+    return (kept + 1.0) * (1.0 if group.name == "a" else 100.0)
+
+
+def test_a_group_that_was_cut_and_then_cannot_be_keeps_its_cut() -> None:
+    """`a` goes from 8 to 5; 2 would break forward, so that the next three are of `b`."""
+    model = NeedsThree()
+    made = Lab(model, torch.randn(4, 1, 8, 8), Work(epochs=0), store=NoStore())
+    start = made.first("root", lambda model: [])
+    criterion = Criterion(a_before_b, "weights", "none")
+    events = list(walk(made, start, Settings(3, 37.5, criterion=criterion)))
+    walked = [e for e in events if isinstance(e, Step)]
+    assert [{g: k.tolist() for g, k in step.plan.kept.items()} for step in walked[1:]] == [
+        {"a": [3, 4, 5, 6, 7], "b": list(range(8))}, {"a": [3, 4, 5, 6, 7], "b": [3, 4, 5, 6, 7]}]
+    assert "size written in forward" in made.held["a"]
+    last = made.model(walked[-1].stage)
+    assert last.get_submodule("b").weight.shape == (5, 5, 3, 3)
+    torch.testing.assert_close(last.get_submodule("a").weight, model.a.weight[3:])
 
 
 # --- the loop for people who have their own training --------------------------------------------
@@ -282,3 +454,47 @@ def test_wrong_arguments_are_all_said_at_once_and_before_anything() -> None:
                            filters_per_step=0, retrain_epochs=1, criterion="taylor")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
+
+
+# --- what is done around a cut --------------------------------------------------------------------
+
+
+def test_norms_are_measured_on_the_cut_network_before_it_is_judged() -> None:
+    """By hand: the same cut, its norms in train mode over the pictures; and it is another stage."""
+    work = Work(epochs=0)
+    laboratory, start = lab(NoStore(), work)
+    asked = Settings(filters_per_step=8, percentage=25, criterion="l1")
+    plain, step = (
+        [s for s in walk(laboratory, start, replace(asked, norm_batches=n)) if isinstance(s, Step)]
+        [1] for n in (0, 1))
+    assert plain.plan == step.plan
+    assert plain.stage.key != step.stage.key
+    assert step.stage.facts["recalibration"]["examples"] == 24
+    assert "recalibration" not in plain.stage.facts
+    model = laboratory.model(plain.stage)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.reset_running_stats()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(pictures()[0])
+    torch.testing.assert_close(step.stage.tensors["1.running_mean"],
+                               model.get_buffer("1.running_mean"))
+    assert step.accuracy_cut == work.evaluate(model)[0]
+
+
+def test_folding_is_written_down_and_makes_another_stage() -> None:
+    """No channel of this network is constant."""
+    laboratory, start = lab(NoStore(), Work(epochs=0))
+    asked = Settings(filters_per_step=4, percentage=10, criterion="l1")
+    steps = [next(s for s in walk(laboratory, start, replace(asked, fold=fold))
+                  if isinstance(s, Step) and s.number) for fold in (False, True)]
+    assert steps[0].stage.key != steps[1].stage.key
+    assert steps[1].stage.facts["folding"] == {"channels": {}, "refused": {}}
+    assert steps[1].ledger is not None
+    assert steps[1].ledger.changed
+
+
+def test_norms_cannot_be_measured_on_nothing() -> None:
+    with pytest.raises(ConfigError, match="norm_batches: give batches"):
+        harness.trajectory(net(), pictures()[0], train=lambda m: None, evaluate=lambda m: 0.0,
+                           percentage=50, filters_per_step=4, retrain_epochs=0, norm_batches=2)

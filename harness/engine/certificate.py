@@ -86,17 +86,19 @@ def _certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, af
                 if "product" not in part.roles:
                     gone = _gone(group, part, before, after).to(whole[0].device)
                     tensors[part.tensor].index_fill_(part.dim, gone, 0.0)
-        over_kept = KeptStatistics(_kept_of_norms(tensors, before, after))
-        with over_kept:
+        with AttentionWidths() as seen:
+            got = _outputs(small(*inputs))
+        kept = _kept_of_norms(tensors, before, after)
+        with KeptStatistics(kept, seen.widths):
             expected = _outputs(silenced(*inputs))
-        difference = _distance(expected, _outputs(small(*inputs)), spread)
+        difference = _distance(expected, got, spread)
         tolerance = max(TOLERANCE[dtype], _rounding(whole, spread))
         control = 0.0
-        for reader, a, b in _swaps(graph, before, after):
-            _swap(tensors[reader.tensor], reader.dim, a, b)
-            with over_kept:
+        for part, a, b in _swaps(graph, before, after):
+            _swap(tensors[part.tensor], part.dim, a, b)
+            with KeptStatistics(kept, seen.widths):
                 control = max(control, _distance(expected, _outputs(silenced(*inputs)), spread))
-            _swap(tensors[reader.tensor], reader.dim, a, b)
+            _swap(tensors[part.tensor], part.dim, a, b)
             if control >= CONTROL_FACTOR * tolerance:
                 break
     return Certificate(difference, control, tolerance, str(dtype).removeprefix("torch."))
@@ -109,15 +111,33 @@ def _gone(group: Group, part: Slice, before: Plan, after: Plan) -> Tensor:
     return removed.nonzero().flatten()
 
 
+class AttentionWidths(TorchFunctionMode):
+    """Notes the columns of a head in every call of PyTorch's own attention, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths: list[int] = []
+
+    def __torch_function__(self, func: Callable[..., Any], types: object,
+                           args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            query = args[0] if args else (kwargs or {})["query"]
+            self.widths.append(query.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
 class KeptStatistics(TorchFunctionMode):
     """Norms over the kept channels alone, put out at their places among zeros.
 
-    kept: id of a norm's scale -> dimension of the scale -> places that stay.
+    kept: id of a norm's scale -> dimension of the scale -> places that stay. widths: of the heads
+    that stay, in the order of the calls of attention: its usual scale is 1 / sqrt(width).
     """
 
-    def __init__(self, kept: Mapping[int, Mapping[int, Tensor]]) -> None:
+    def __init__(self, kept: Mapping[int, Mapping[int, Tensor]], widths: Sequence[int]) -> None:
         super().__init__()
         self._kept = kept
+        self._widths = iter(widths)
 
     def __torch_function__(self, func: Callable[..., Any], types: object,
                            args: tuple[Any, ...] = (),
@@ -129,7 +149,9 @@ class KeptStatistics(TorchFunctionMode):
             if kept:
                 return norm(**given, kept=kept)
         if func is nn.functional.scaled_dot_product_attention:
-            return _attention_of_kept(*args, **(kwargs or {}))
+            width = next(self._widths)
+            if (kwargs or {}).get("scale") is None:
+                kwargs = {**(kwargs or {}), "scale": width ** -0.5}
         return func(*args, **(kwargs or {}))
 
 
@@ -171,14 +193,6 @@ _NORMS: dict[Callable[..., Any], Callable[..., Tensor]] = {
 }
 
 
-def _attention_of_kept(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The usual scale is 1 / sqrt(width); the width is that of the columns not silenced."""
-    if kwargs.get("scale") is None:
-        alive = (query != 0).flatten(0, -2).any(0)
-        kwargs["scale"] = max(1, int(alive.sum())) ** -0.5
-    return nn.functional.scaled_dot_product_attention(query, key, *args, **kwargs)
-
-
 def _only(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     for dim, places in kept.items():
         tensor = tensor.index_select(dim, places)
@@ -212,16 +226,19 @@ def _channels_now(part: Slice, plan: Plan) -> Tensor:
 
 
 def _swaps(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[Slice, int, int]]:
-    """A few single mistakes: one reader takes a channel that went for one that stays."""
+    """A few single mistakes: one reader takes a channel that went for one that stays.
+
+    Where no weight reads the channels, one of their writers does so.
+    """
     tries = 0
     for group in reversed(graph.groups):
-        for reader in group.readers:
-            gone = _gone(group, reader, before, after)
-            channel = _channels_now(reader, before)
+        for part in group.readers or group.writers:
+            gone = _gone(group, part, before, after)
+            channel = _channels_now(part, before)
             stay = torch.isin(channel, after.kept[group.name]).nonzero().flatten()
             if not len(gone) or not len(stay):
                 continue
-            yield reader, int(stay[0]), int(gone[-1])
+            yield part, int(stay[0]), int(gone[-1])
             tries += 1
             if tries >= CONTROL_TRIES:
                 return

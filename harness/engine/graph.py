@@ -113,6 +113,7 @@ class Graph:
     shapes, itemsize: by the first name of every tensor; names: all its names by the first.
     convolutions: weight -> (dimension of its filters, filters for each position there).
     gates: weight -> modules behind which its channels can be weighed. uncounted: operator -> uses.
+    layers: group, frozen or not -> the layers that write it.
     """
 
     groups: tuple[Group, ...]
@@ -127,6 +128,7 @@ class Graph:
     gates: Mapping[str, tuple[str, ...]]
     uncounted: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Group:
         for group in self.groups:
@@ -225,15 +227,3 @@ class Graph:
 def layer_of(tensor: str) -> str:
     """The module that owns a tensor: its name up to the last dot."""
     return tensor.rpartition(".")[0]
-
-
-def trace(model, example):  # type: ignore[no-untyped-def]
-    """Moved to harness.engine.tracing."""
-    from harness.engine.tracing import trace as moved
-    return moved(model, example)
-
-
-def meta_copy(model):  # type: ignore[no-untyped-def]
-    """Moved to harness.engine.rehearsal."""
-    from harness.engine.rehearsal import meta_copy as moved
-    return moved(model)

@@ -1,29 +1,38 @@
 """Trace, gather, score, select, cut: the engine on one page."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from harness.engine.aftercare import carry_out
 from harness.engine.certificate import Certificate
 from harness.engine.cost import Cost
 from harness.engine.criteria import Criterion, Score, Scores, criterion_of, score
-from harness.engine.evidence import Activity, Batch, Evidence, Loss, taylor_pass
-from harness.engine.graph import Example, Graph, Plan, trace
-from harness.engine.selection import Counts, Floors, Selection, select
-from harness.engine.trial import try_cut
-from harness.errors import ConfigError, GraphError, TargetError, UnknownName, unknown
-
-RESOURCES = ("filters", "channels", "params", "macs", "flops")
+from harness.engine.evidence import Batch, Evidence, Gathered, Loss, Settled, gather
+from harness.engine.floors import Floors, floors_of
+from harness.engine.folding import Folding
+from harness.engine.graph import Example, Graph, Plan
+from harness.engine.ledger import Ledger, ledger
+from harness.engine.optimizer import Memory, Optimizers
+from harness.engine.recalibration import Recalibration
+from harness.engine.request import Request
+from harness.engine.selection import Selection
+from harness.engine.surgery import cut
+from harness.engine.tally import LayerTime
+from harness.engine.tracing import trace
+from harness.errors import GraphError, TargetError, UnknownName, unknown
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `prune` did. `model` is the caller's own, cut in place.
+    """What `prune` did, or would do. `model` is the caller's own, cut in place if `is_cut`.
 
     before, after: counted costs. frozen: group -> why it was not pruned. bound: group -> the floor
-    that held it back. certificate: None if it was not asked for.
+    that held it back. ledger: all of that, channel counts and scores, as a table or JSON.
+    certificate, folding, recalibration: None if not asked for. batches_used: by the criterion.
     """
 
     model: nn.Module
@@ -34,67 +43,119 @@ class Result:
     bound: Mapping[str, str]
     certificate: Certificate | None
     graph: Graph
+    ledger: Ledger
+    batches_used: int = 0
+    folding: Folding | None = None
+    recalibration: Recalibration | None = None
+    is_cut: bool = True
 
 
-def prune(model: nn.Module, example: Example, *, target: Mapping[str, float],
+def prune(model: nn.Module, example: Example, *, target: Mapping[str, float] | None = None,
+          ratios: Mapping[str, float] | None = None, scope: str = "global",
+          layer_types: str = "all", only_follow: Sequence[str] = (), one_by_one: bool = False,
+          latency: Mapping[str, LayerTime] | None = None,
           criterion: str | Criterion | Score = "l1",
+          criterion_options: Mapping[str, object] | None = None, flops_penalty: float = 0.0,
           floors: Floors | Mapping[str, object] | None = None, round_to: int = 1,
           ignore: Sequence[str] = (), batches: Iterable[Batch] | None = None,
           loss: Loss = nn.functional.cross_entropy, normalize: str = "auto",
-          certify_cut: bool = True, seed: int = 0) -> Result:
+          settle_batches: int = 0, certify_cut: bool = True, seed: int = 0,
+          optimizer: Optimizers | None = None, fold: bool = False,
+          norm_batches: Iterable[Batch] | None = None, previous: Result | None = None,
+          dry_run: bool = False) -> Result:
     """Cut channels out of any module, exactly, in place, all or nothing.
 
     target: shares in (0, 1) to remove, by resource: {"filters": 0.5} half of the convolution
         output channels, "channels" of all groups (linear layers included), "params", "macs" or
-        "flops". With several, all are met.
+        "flops", "memory" (bytes of parameters and buffers), "latency" (of the tables given as
+        `latency`, see `latency_tables`). With several, all are met.
+    ratios: instead of a target, {layer or parent module: share of its channels to remove}.
+    scope: 'global' compares the scores of all groups, 'local' takes the same share of each.
+    layer_types: 'all', '1x1' or 'not_1x1' convolutions may be chosen, by the size of the kernel.
+    only_follow: modules whose layers go only as a consequence of another's going.
+    one_by_one: score anew after every single removal, activations included: slow.
     example: an input or a tuple of them; the first dimension is the batch. Two or more different
         examples make the certificate sharper.
-    criterion: a name (`harness.CRITERIA`), or a function score(group, evidence).
+    criterion: a name (`harness.CRITERIA`), package.module:function, or a function
+        score(group, evidence); criterion_options: its keywords, {"p": 3}.
+    flops_penalty: taken off a channel's normalised score for each MFLOP that it costs.
     floors: what must stay, see `Floors`. round_to: widths become multiples of it.
     ignore: names of modules whose output channels stay.
     batches, loss: (input, target) pairs for criteria of activations; loss is a mean over a batch.
+    settle_batches: end the pass over them when what would go has stayed the same for so many
+        batches in a row; 0 uses all.
     normalize: 'auto' (the criterion's own), 'none', 'l2' or 'mean', within each group.
+    optimizer: one or several whose momenta and moments are cut along; they go on with the model.
+    fold: what constant channels that go gave to their readers is added to the readers' biases,
+        where that is exact. norm_batches: (input, target) pairs on which the statistics of the
+        batch norms are measured afresh after the cut.
+    previous: the result of a cut of this model, to go on from without tracing it again; shares
+        and numbers stay those of the whole network.
+    dry_run: everything is done on a copy: the model, and the optimizer, are not touched.
 
     Raises TargetError, nothing touched, if the floors and what is frozen do not allow the target;
     SurgeryError if the certificate does not hold; GraphError, ConfigError, UnknownName.
     """
-    wanted = criterion_of(criterion)
-    enough = _enough(target)
-    limits = _floors(floors)
-    if round_to < 1:
-        raise ConfigError(f"round_to: {round_to} must be at least 1.")
-    graph = ignoring(trace(model, example), ignore, model)
-    whole = graph.whole()
-    before = graph.cost()
-    activity: Mapping[str, Activity] = {}
-    if wanted.needs == "activity":
+    wanted = criterion_of(criterion, criterion_options)
+    request = Request(target or {}, ratios or {}, floors_of(floors), round_to, scope, layer_types,
+                      only_follow, one_by_one, latency)
+    memory = Memory(optimizer, model) if optimizer is not None else None
+    graph = previous.graph if previous else trace(model, example)
+    start = previous.plan if previous else graph.whole()
+    graph, start, held = without(graph, start, ignored(graph, ignore, model))
+    before = graph.cost(start)
+
+    def scores_from(gathered: Gathered) -> Scores:
+        return rank(model, graph, start, wanted, gathered=gathered, normalize=normalize,
+                    seed=seed, flops_penalty=flops_penalty)
+
+    def choose(scores: Scores) -> Selection:
+        return request.choose(graph, start, scores, held)
+
+    batches = list(batches) if one_by_one and batches is not None else batches
+
+    def scores_anew(smaller: nn.Module, plan: Plan) -> Scores:
+        found = (gather(smaller, graph, batches, loss, wanted.wants)
+                 if wanted.wants and batches is not None else Gathered())
+        return rank(smaller, graph, plan, wanted, gathered=found, normalize=normalize, seed=seed,
+                    flops_penalty=flops_penalty)
+
+    gathered = Gathered()
+    if wanted.wants:
         if batches is None:
             raise GraphError("this criterion weighs activations: give "
                              "batches=[(input, target), ...].")
-        activity = taylor_pass(model, graph, batches, loss)
+        until = (Settled(lambda sums: choose(scores_from(sums)).plan, settle_batches)
+                 if settle_batches else None)
+        gathered = gather(model, graph, batches, loss, wanted.wants, until=until)
+    subject = copy.deepcopy(model) if dry_run else model
     while True:
-        scores = rank(model, graph, whole, wanted, activity=activity, normalize=normalize,
-                      seed=seed)
-        selection = select(graph, scores, enough(graph), floors=limits, round_to=round_to,
-                           filters_only=set(target) == {"filters"})
+        scores = scores_from(gathered)
+        rescore = rescorer(model, start, scores_anew) if one_by_one else None
+        selection = request.choose(graph, start, scores, held, rescore)
         if not selection.reached:
-            raise TargetError(unreachable(graph, selection, target))
-        culprits, certificate = try_cut(model, graph, whole, selection.plan, example,
-                                        certify_cut=certify_cut)
-        if not culprits:
+            raise TargetError(request.unreachable(graph, selection))
+        done = carry_out(subject, graph, start, selection.plan, example, certify_cut=certify_cut,
+                         fold=fold, norm_batches=norm_batches, memory=None if dry_run else memory)
+        if not done.culprits:
             break
-        graph = graph.freeze(culprits)
-        whole = graph.whole()
-    return Result(model, selection.plan, before, graph.cost(selection.plan), graph.frozen,
-                  selection.bound, certificate, graph)
+        graph, start, more = without(graph, start, done.culprits)
+        held = {**held, **more}
+    told = ledger(graph, start, selection.plan, asked=request.target, scores=scores,
+                  bound=selection.bound, reached=request.gone(graph, selection.counts),
+                  round_to=round_to)
+    return Result(model, selection.plan, before, graph.cost(selection.plan),
+                  {**graph.frozen, **held}, selection.bound, done.certificate, graph, told,
+                  gathered.batches, done.folding, done.recalibration, is_cut=not dry_run)
 
 
 def rank(model: nn.Module, graph: Graph, plan: Plan, criterion: Criterion, *,
-         activity: Mapping[str, Activity], normalize: str = "auto", seed: int = 0) -> Scores:
-    """Scores of the channels that `plan` keeps, from the model's weights and gathered activity."""
+         gathered: Gathered, normalize: str = "auto", seed: int = 0,
+         flops_penalty: float = 0.0) -> Scores:
+    """Scores of the channels that `plan` keeps, from the model's weights and what was gathered."""
     weights = dict(model.named_parameters(remove_duplicate=False))
-    evidence = Evidence(graph, plan, weights, activity, torch.Generator().manual_seed(seed))
-    return score(graph, criterion, evidence, normalize)
+    evidence = Evidence(graph, plan, weights, gathered, torch.Generator().manual_seed(seed))
+    return score(graph, criterion, evidence, normalize, flops_penalty)
 
 
 def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:
@@ -102,6 +163,11 @@ def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:
 
     Raises UnknownName for a module that the model does not have.
     """
+    return graph.freeze(ignored(graph, names, model))
+
+
+def ignored(graph: Graph, names: Sequence[str], model: nn.Module) -> dict[str, str]:
+    """Groups that the named modules (or their children) write -> 'ignored by name (...)'."""
     modules = {name for name, _ in model.named_modules()} - {""}
     wrong = [unknown("module", name, modules) for name in names if name not in modules]
     if wrong:
@@ -111,52 +177,30 @@ def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:
         hits = [n for n in names for layer in group.layers if f"{layer}.".startswith(f"{n}.")]
         if hits:
             reasons[group.name] = f"ignored by name ({hits[0]})"
-    return graph.freeze(reasons)
+    return reasons
 
 
-def unreachable(graph: Graph, selection: Selection, target: Mapping[str, float]) -> str:
-    """Sentence for a target that cannot be met: what is nearest, and what stands in the way."""
-    totals = _totals(graph)
-    gone = {r: 1 - _left(selection.counts, r) / n if n else 0.0 for r, n in totals.items()}
-    nearest = ", ".join(f"{gone[r]:.1%} of the {r} can go, {share:.1%} asked"
-                        for r, share in target.items())
-    reasons = [f"  {g}: {why}" for g, why in [*selection.bound.items(), *graph.frozen.items()]]
-    return f"the target cannot be met: {nearest}. In the way:\n" + "\n".join(reasons)
+def without(graph: Graph, plan: Plan, reasons: Mapping[str, str],
+            ) -> tuple[Graph, Plan, dict[str, str]]:
+    """Set groups aside: those that are whole are frozen, those already cut held as they are.
+
+    Returns: the graph, the same plan over its groups, and group -> why it is held.
+    """
+    cut = {g.name for g in graph.groups if len(plan.kept[g.name]) < g.channels}
+    graph = graph.freeze({name: why for name, why in reasons.items() if name not in cut})
+    plan = graph.plan({g.name: plan.kept[g.name] for g in graph.groups})
+    return graph, plan, {name: why for name, why in reasons.items() if name in cut}
 
 
-def _enough(target: Mapping[str, float]) -> Callable[[Graph], Callable[[Counts], bool]]:
-    wrong = [unknown("resource", name, RESOURCES) for name in target if name not in RESOURCES]
-    wrong += [f"{name}: {share} must be a share above 0 and below 1"
-              for name, share in target.items() if not 0 < share < 1]
-    if wrong or not target:
-        raise ConfigError("target: " + ("; ".join(wrong) or f"name one of {', '.join(RESOURCES)}."))
+def rescorer(model: nn.Module, start: Plan, scores_of: Callable[[nn.Module, Plan], Scores],
+             ) -> Callable[[Plan], Scores]:
+    """Scores of ever smaller plans, each from a copy of the model that is cut so far."""
+    smaller, now = copy.deepcopy(model), start
 
-    def of(graph: Graph) -> Callable[[Counts], bool]:
-        totals = _totals(graph)
-        # 1e-9: a share such as 0.7 must not ask for one more because it is 0.7000000000000001.
-        left = {r: totals[r] * (1 - share) + 1e-9 * totals[r] for r, share in target.items()}
-        # Of nothing no share can go.
-        return lambda counts: all(totals[r] > 0 and _left(counts, r) <= limit
-                                  for r, limit in left.items())
+    def rescore(plan: Plan) -> Scores:
+        nonlocal now
+        cut(smaller, now, plan)
+        now = plan
+        return scores_of(smaller, plan)
 
-    return of
-
-
-def _totals(graph: Graph) -> dict[str, int]:
-    whole = graph.cost()
-    return {"filters": whole.filters, "channels": graph.channels, "params": whole.params,
-            "macs": whole.macs, "flops": whole.macs}
-
-
-def _left(counts: Counts, resource: str) -> int:
-    return int(getattr(counts, "macs" if resource == "flops" else resource))
-
-
-def _floors(floors: Floors | Mapping[str, object] | None) -> Floors:
-    if isinstance(floors, Floors):
-        return floors
-    known = Floors.__dataclass_fields__
-    wrong = [unknown("floor", name, known) for name in floors or {} if name not in known]
-    if wrong:
-        raise ConfigError("floors: " + "; ".join(wrong))
-    return Floors(**(floors or {}))  # type: ignore[arg-type]
+    return rescore

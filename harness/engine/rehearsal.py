@@ -6,7 +6,7 @@ where it fails, or puts out other shapes, the groups that do so are found and fr
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,11 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """The same modules with tensors that hold no data; tensors that were tied stay tied."""
+    """The same modules with tensors that hold no data; tensors that were tied stay tied.
+
+    What others hung on the modules to look at outputs is left behind; what prepares inputs (and
+    weights: weight norm) belongs to the network.
+    """
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"),
@@ -35,6 +39,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
                 memo[id(value)] = value.detach().to("meta")
     blank = copy.deepcopy(model, memo)
     for module in blank.modules():
+        module._forward_hooks.clear()
         if isinstance(module, _NORMS) and module.momentum is None:
             module.momentum = 0.1  # None makes the forward look at values, which meta has not
     return blank
@@ -162,23 +167,26 @@ def sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan, 
                      ) -> dict[str, str]:
     """Groups that, cut from `before` to `after`, break the forward; {} if it runs.
 
-    Suspects are the groups that the failing module holds tensors of. Those that fail alone are
-    guilty; if none does, all suspects are.
+    Suspects are the groups that the failing module holds tensors of, then those of the modules
+    around it. Those that fail alone are guilty; if none does, all of the first suspects are.
     """
     if before == after:
         return {}
     failure = _failure(model, before, after, forward)
     if failure is None:
         return {}
-    suspects = _suspects(graph, before, after, forward.where)
-    guilty = {}
-    if len(suspects) > 1:
+    first: Sequence[Group] = ()
+    for suspects in _suspects(graph, before, after, forward.where):
+        first = first or suspects
+        guilty = {}
         for group in suspects:
             alone = graph.plan({**before.kept, group.name: after.kept[group.name]})
-            why = _failure(model, before, alone, forward)
+            why = failure if alone == after else _failure(model, before, alone, forward)
             if why is not None:
                 guilty[group.name] = f"size written in forward ({why})"
-    return guilty or {g.name: f"size written in forward ({failure})" for g in suspects}
+        if guilty:
+            return guilty
+    return {g.name: f"size written in forward ({failure})" for g in first}
 
 
 def _failure(model: nn.Module, before: Plan, after: Plan, forward: Forward) -> str | None:
@@ -190,13 +198,13 @@ def _failure(model: nn.Module, before: Plan, after: Plan, forward: Forward) -> s
     return failure
 
 
-def _suspects(graph: Graph, before: Plan, after: Plan, where: str) -> Sequence[Group]:
-    """Groups that shrink and have tensors in the module, or else in one around it."""
-    shrinking = [g for g in graph.groups if len(after.kept[g.name]) < len(before.kept[g.name])]
-    while where:
-        inside = [g for g in shrinking if any(s.tensor.startswith(f"{where}.") for s in g.slices)]
+def _suspects(graph: Graph, before: Plan, after: Plan, where: str) -> Iterator[Sequence[Group]]:
+    """Groups that shrink and have tensors in the module; then more of them around it; then all."""
+    left = [g for g in graph.groups if len(after.kept[g.name]) < len(before.kept[g.name])]
+    while left:
+        inside = [g for g in left if not where
+                  or any(s.tensor.startswith(f"{where}.") for s in g.slices)]
         if inside:
-            return inside
+            yield inside
+        left = [g for g in left if g not in inside]
         where = where.rpartition(".")[0]
-    return shrinking
-

@@ -1,60 +1,48 @@
 """Choose what to cut: the lowest scores first, over all groups at once, as far as floors allow.
 
-The order is stable (equal scores: earlier group, then lower channel). Floors are checked before
-every single removal, on exact counts, and hold inside a step. Whether enough is gone is asked
-after every removal, on exact counts too, so what is asked for is met within one channel.
+The order in which channels go does not depend on how much is asked: a plan is a beginning of it,
+so asking for more never brings a channel back. It is stable (equal scores: earlier group, then
+lower channel). Floors are asked before every single removal, on exact counts, and hold inside a
+step; the first beginning that is enough is taken, on exact counts too, so what is asked for is met
+within one channel.
+
+A *place* is a channel's rank in the queue of all channels, lowest score first.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from math import ceil, prod
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from harness.engine.graph import Graph, Group, Plan, layer_of
+from harness.engine.floors import (
+    Floors,
+    Guard,
+    OwnGuard,
+    check_floors,
+    check_names,
+    guards,
+    nearest,
+)
+from harness.engine.graph import Graph, Plan
+from harness.engine.tally import Alive, Counts, LayerTime, tally_of
 from harness.errors import ConfigError, unknown
 
-Ratio = float | Mapping[str, float]
-COUNTING = ("own", "current")
-
-
-@dataclass(frozen=True)
-class Floors:
-    """What must stay, as shares in [0, 1] of the whole network's numbers.
-
-    layer_min: share of a layer's channels; layer_min_params, layer_min_macs: of its parameters and
-    MACs; block_min_params: of the parameters of all layers right under one parent module. Floors
-    are on layers whose own channels can be cut.
-    Each is one number, or {module name: share}, where a parent's share covers its children and the
-    longest name wins. relative: if not 0, a floor sinks with the network: it is the smaller of
-    itself and relative x the share of the network (channels, parameters or MACs) still alive.
-    min_channels: what every layer keeps at least. counting: 'own' counts a layer's parameters and
-    MACs as if its input were whole, 'current' with the input as it is now.
-    """
-
-    layer_min: Ratio = 0.0
-    layer_min_params: Ratio = 0.0
-    layer_min_macs: Ratio = 0.0
-    block_min_params: Ratio = 0.0
-    relative: float = 0.0
-    min_channels: int = 1
-    counting: str = "own"
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What is left of the network: filters (convolution outputs), channels, parameters, MACs."""
-
-    filters: int
-    channels: int
-    params: int
-    macs: int
+Rank = TypeVar("Rank", int, Tensor)
+Enough = Callable[[Counts], bool]
+# One list over all groups, or the same share of every group. Pruning at random takes a shuffled
+# score, pruning evenly a local scope.
+SCOPES = ("global", "local")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A plan; whether enough is gone; and the floor that held each group back, in words."""
+    """A plan; whether enough is gone; and what held each group back, in words.
+
+    counts: of the plan; if enough could not go, of the nearest that can.
+    """
 
     plan: Plan
     reached: bool
@@ -62,287 +50,311 @@ class Selection:
     bound: Mapping[str, str] = field(default_factory=dict)
 
 
-def select(graph: Graph, scores: Mapping[str, Tensor], enough: Callable[[Counts], bool], *,
+def select(graph: Graph, scores: Mapping[str, Tensor], enough: Enough, *,
            start: Plan | None = None, floors: Floors = Floors(), round_to: int = 1,
-           filters_only: bool = False) -> Selection:
+           filters_only: bool = False, scope: str = "global",
+           held: Mapping[str, str] | None = None,
+           times: Mapping[str, LayerTime] | None = None) -> Selection:
     """Remove the lowest scores until `enough(counts)`, or until floors allow nothing more.
 
     scores: group -> (kept channels,) of the plan `start` (default: the whole network).
+    enough: asked of ever smaller counts; once true it must stay so.
+    scope: 'global' compares scores of all groups; 'local' takes the same share of each group,
+        counted from the whole network.
     filters_only: leave groups alone that no convolution writes (hidden linear layers).
+    held: group -> why it may not be chosen, though a graph that has it could cut it.
     round_to: widths are rounded up to its multiples, the best of the removed coming back.
+    times: weight -> latency of its layer, if latency is to be counted.
     """
-    start = start or graph.whole()
+    if scope not in SCOPES:
+        raise ConfigError(f"scope: {unknown('scope', scope, SCOPES)}")
+    start, held = start or graph.whole(), held or {}
     check_floors(graph, floors)
-    state = _State(graph, start, round_to)
-    guards = _guards(graph, floors)
-    bound: dict[str, str] = {}
-    candidates = [g for g in graph.groups if bool(g.filters.any()) or not filters_only]
-    waiting = _ascending(candidates, scores)
-    progress = True
-    while progress and not enough(state.counts()):
-        progress, skipped = False, []
-        bound = {}  # a relative floor may have sunk low enough to let the next channel go
-        for group, place in waiting:
-            if enough(state.counts()):
-                break
-            if group.name not in bound:
-                held = _held(guards[group.name], state, group, place)
-                if held:
-                    bound[group.name] = held
-            if group.name in bound:  # its better channels stay too: scores decide within a group
-                skipped.append((group, place))
-                continue
-            state.remove(group, place)
-            progress = True
-        waiting = skipped
-        progress = progress and bool(floors.relative)
-    plan = graph.plan({g.name: state.kept(g.name) for g in graph.groups})
-    return Selection(plan, enough(state.counts()), state.counts(), bound)
+    queue = _queue(graph, start, _comparable(graph, start, scores, scope), filters_only, held)
+    order = _ordered(graph, start, queue, floors, round_to)
+    group, channel, turn = order.removals()
+    trail = tally_of(graph, times).along(start, group, channel)
+    ends = _ends(turn)  # numbers of removals after which a plan may stop
+    stop = _first(lambda i: enough(trail[ends[i]]), len(ends))
+    is_reached = stop < len(ends)
+    num_removals = ends[min(stop, len(ends) - 1)]
+    last = (int(turn[num_removals - 1]) if num_removals else -1) if is_reached else None
+    plan = _without(graph, start, group[:num_removals], channel[:num_removals])
+    return Selection(plan, is_reached, trail[num_removals], {**held, **order.bound_before(last)})
 
 
-def _ascending(groups: Sequence[Group], scores: Mapping[str, Tensor]) -> list[tuple[Group, int]]:
-    """(group, place among its kept channels), lowest score first."""
-    owner = [(g, i) for g in groups for i in range(len(scores[g.name]))]
-    if not owner:
-        return []
-    order = torch.cat([scores[g.name] for g in groups]).argsort(stable=True)
-    return [owner[i] for i in order.tolist()]
+def select_ratios(graph: Graph, scores: Mapping[str, Tensor], ratios: Mapping[str, float], *,
+                  start: Plan | None = None, floors: Floors = Floors(), round_to: int = 1,
+                  held: Mapping[str, str] | None = None) -> Selection:
+    """Remove from each layer the share that is named for it: of n channels int(n (1 - share)) stay.
+
+    ratios: {module name: share to remove}; a parent's covers its children, the longest name wins,
+        and layers that are not named stay whole. Those with the highest scores stay.
+    Floors hold here too: if one is in the way, `reached` is False and `bound` names it.
+    Raises ConfigError for a share outside [0, 1], a module that the network does not have, or
+    layers that can only be cut together and are given different shares.
+    """
+    start, held = start or graph.whole(), held or {}
+    check_floors(graph, floors)
+    asked = widths_of(graph, ratios)
+    queue = _queue(graph, start, scores, filters_only=False, held=held, asked=asked)
+    order = _ordered(graph, start, queue, floors, round_to)
+    group, channel, _ = order.removals()
+    plan = _without(graph, start, group, channel)
+    is_reached = all(len(plan.kept[name]) < width + round_to for name, width in asked.items())
+    counts = tally_of(graph).along(start, group, channel)[len(channel)]
+    bound = {} if is_reached else {**held, **order.bound_before(None)}
+    return Selection(plan, is_reached, counts, bound)
 
 
-class _State:
-    """Exact counts while channels go one by one: only what a channel touches is counted again."""
+def select_one_by_one(graph: Graph, rescore: Callable[[Plan], Mapping[str, Tensor]],
+                      enough: Enough, *, start: Plan | None = None,
+                      **rules: Any) -> Selection:
+    """Remove one channel (or one multiple of round_to), score anew, and so on, until enough.
 
-    def __init__(self, graph: Graph, start: Plan, round_to: int) -> None:
-        self._round_to = round_to
-        self._start = start.kept
-        self._begun = {g.name: len(start.kept[g.name]) for g in graph.groups}
-        self._width = dict(self._begun)
-        # Places of channels chosen to go; those that wait for a multiple of round_to, and the gone.
-        self._waiting: dict[str, list[int]] = {g.name: [] for g in graph.groups}
-        self._gone: dict[str, list[int]] = {g.name: [] for g in graph.groups}
-        self._takes = {g.name: _takes(g, start) for g in graph.groups}
-        self._filters_of = {g.name: g.filters[start.kept[g.name]].tolist() for g in graph.groups}
-        self._shape = {n: list(shape) for n, shape in graph.shapes.items()}
-        for name, dims in start.parameters.items():
-            if name in self._shape:
-                for dim, alive in dims.items():
-                    self._shape[name][dim] = len(alive)
-        self._is_parameter = {n: graph.is_parameter(n) for n in graph.shapes}
-        self._rows = _rows(graph)
-        cost = graph.cost(start)
-        self._filters, self._params, self._macs = cost.filters, cost.params, cost.macs
-        gone = sum(g.channels - len(start.kept[g.name]) for g in graph.groups)
-        self._channels = graph.channels - gone
-
-    def counts(self) -> Counts:
-        return Counts(self._filters, self._channels, self._params, self._macs)
-
-    def kept(self, group: str) -> Tensor:
-        """Original channels that stay."""
-        alive = torch.ones(self._begun[group], dtype=torch.bool)
-        alive[self._gone[group]] = False
-        return self._start[group][alive]
-
-    def leaving(self, group: Group, place: int) -> list[int]:
-        """The places that would go, were this one chosen: none, or all up to a full multiple."""
-        chosen = [*self._waiting[group.name], place]
-        width = self._width[group.name] - len(chosen)
-        return chosen if width % self._round_to == 0 else []
-
-    def shape_without(self, tensor: str, group: Group, places: Sequence[int]) -> list[int]:
-        """The tensor's shape once these places of the group are gone."""
-        shape = list(self._shape[tensor])
-        for dim, each in self._takes[group.name].get(tensor, ()):
-            shape[dim] -= sum(each[p] for p in places)
-        return shape
-
-    def remove(self, group: Group, place: int) -> None:
-        places = self.leaving(group, place)
-        self._waiting[group.name].append(place)
-        if not places:
-            return
-        for tensor in self._takes[group.name]:
-            before = prod(self._shape[tensor])
-            self._shape[tensor] = self.shape_without(tensor, group, places)
-            fewer = before - prod(self._shape[tensor])
-            self._params -= fewer if self._is_parameter[tensor] else 0
-            self._macs -= fewer * self._rows.get(tensor, 0)
-        self._filters -= sum(self._filters_of[group.name][p] for p in places)
-        self._channels -= len(places)
-        self._width[group.name] -= len(places)
-        self._gone[group.name] += places
-        self._waiting[group.name] = []
+    rescore: scores of the channels that a plan keeps. rules: those of `select`.
+    """
+    plan = start or graph.whole()
+    frozen = graph.channels - sum(g.channels for g in graph.groups)  # counted, but in no plan
+    while True:
+        now = frozen + sum(len(kept) for kept in plan.kept.values())
+        chosen = select(graph, rescore(plan), _enough_or_fewer(enough, now), start=plan, **rules)
+        if enough(chosen.counts) or chosen.plan == plan:
+            return replace(chosen, reached=enough(chosen.counts))
+        plan = chosen.plan
 
 
-def _takes(group: Group, start: Plan) -> dict[str, list[tuple[int, list[int]]]]:
-    """Tensor -> [(dimension, its positions that each kept channel takes)]."""
-    takes: dict[str, list[tuple[int, list[int]]]] = {}
-    for part in group.slices:
-        counts = torch.bincount(part.channel[part.channel >= 0], minlength=group.channels)
-        each = counts[start.kept[group.name]].tolist()
-        takes.setdefault(part.tensor, []).append((part.dim, each))
-    return takes
+def _enough_or_fewer(enough: Enough, channels: int) -> Enough:
+    return lambda counts: enough(counts) or counts.channels < channels
 
 
-def _rows(graph: Graph) -> dict[str, int]:
-    """Weight -> how many times an example uses it."""
-    rows: dict[str, int] = {}
-    for product in graph.products:
-        if product.weight:
-            rows[product.weight] = rows.get(product.weight, 0) + product.rows
-    return rows
+def widths_of(graph: Graph, ratios: Mapping[str, float]) -> dict[str, int]:
+    """Group -> channels that stay, of the groups with a named layer; see `select_ratios`."""
+    check_names("ratios", graph, ratios)
+    wrong = [f"ratios: {name}: {share} must be from 0 to 1."
+             for name, share in ratios.items() if not 0 <= share <= 1]
+    widths = {}
+    for group in graph.groups:
+        shares = {layer: share for layer in group.layers
+                  if (share := nearest(ratios, layer)) is not None}
+        if len(set(shares.values())) > 1:
+            told = ", ".join(f"{layer} {share:g}" for layer, share in shares.items())
+            wrong.append(f"ratios: layers that can only be cut together differ: {told}.")
+        if shares:
+            share = next(iter(shares.values()))
+            # 1e-9: of 10 channels a share of 0.9 leaves one, not int(0.99999).
+            widths[group.name] = int(group.channels * (1 - share) + 1e-9)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return widths
 
 
-# --- floors ---------------------------------------------------------------------------------------
-
-Guard = Callable[[_State, Group, Sequence[int]], str | None]
-
-
-def _held(guards: Iterable[Guard], state: _State, group: Group, place: int) -> str | None:
-    places = state.leaving(group, place)
-    if not places:
-        return None  # rounding: nothing goes yet
-    return next((held for g in guards if (held := g(state, group, places))), None)
+def _comparable(graph: Graph, start: Plan, scores: Mapping[str, Tensor],
+                scope: str) -> Mapping[str, Tensor]:
+    """Scores as they are; of a local scope, the share of its group that is gone with a channel."""
+    if scope == "global":
+        return scores
+    shares = {}
+    for group in graph.groups:
+        kept = len(start.kept[group.name])
+        rank = scores[group.name].argsort(stable=True).argsort()
+        shares[group.name] = (group.channels - kept + 1 + rank).double() / group.channels
+    return shares
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A layer with channels of its own, and what a floor counts of it."""
+class _Queue:
+    """All channels that may be chosen, lowest score first: (N,) group's number and channel."""
 
-    name: str
-    tensor: str
-    dim: int
-    shape: tuple[int, ...]
-    has_bias: bool
-    rows: int
-
-    def measure(self, what: str, shape: Sequence[int]) -> int:
-        """Its channels, parameters (bias included) or MACs, if its weight had this shape."""
-        if what == "channels":
-            return shape[self.dim]
-        if what == "macs":
-            return prod(shape) * self.rows
-        return prod(shape) + (shape[self.dim] if self.has_bias else 0)
+    group: Tensor
+    channel: Tensor
 
 
-def _guards(graph: Graph, floors: Floors) -> dict[str, list[Guard]]:
-    """Group -> what is to be asked before one of its channels goes."""
-    whole = graph.cost()
-    totals = {"channels": graph.channels, "params": whole.params, "macs": whole.macs}
-    layers, blocks = _layers(graph), _blocks(graph)
-    guards: dict[str, list[Guard]] = {g.name: [_minimum(floors.min_channels)] for g in graph.groups}
-
-    def add(name: str, what: str, where: str, members: Sequence[_Layer]) -> None:
-        share = share_for(getattr(floors, name), where)
-        if not share:
-            return
-        place = f"{name}: {where or 'the network'}"
-        guard = _share_guard(floors, place, members, share, what, totals[what])
-        for group in graph.groups:
-            touched = {(s.tensor, s.dim) for s in group.slices}
-            # Counted as it is now, a layer also shrinks with the channels that it reads.
-            if any((m.tensor, d) in touched for m in members for d in range(len(m.shape))
-                   if d == m.dim or (floors.counting == "current" and what != "channels")):
-                guards[group.name].append(guard)
-
-    for layer in layers:
-        add("layer_min", "channels", layer.name, [layer])
-        add("layer_min_params", "params", layer.name, [layer])
-        add("layer_min_macs", "macs", layer.name, [layer])
-    for block, members in blocks.items():
-        add("block_min_params", "params", block, members)
-    return guards
+def _queue(graph: Graph, start: Plan, scores: Mapping[str, Tensor], filters_only: bool,
+           held: Mapping[str, str], asked: Mapping[str, int] | None = None) -> _Queue:
+    """asked: group -> width below which no channel of it is in the queue; others are not in it."""
+    chosen = [(i, g) for i, g in enumerate(graph.groups)
+              if g.name not in held and (bool(g.filters.any()) or not filters_only)]
+    if not chosen:
+        return _Queue(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    order = torch.cat([scores[g.name] for _, g in chosen]).argsort(stable=True)
+    channel = torch.cat([start.kept[g.name] for _, g in chosen])[order]
+    group = torch.cat([torch.full_like(start.kept[g.name], i) for i, g in chosen])[order]
+    if asked is not None:
+        least = torch.tensor([asked.get(g.name, g.channels) for g in graph.groups])
+        left = torch.tensor([len(start.kept[g.name]) for g in graph.groups])[group] - _rank(group)
+        group, channel = group[left > least[group]], channel[left > least[group]]
+    return _Queue(group, channel)
 
 
-def _minimum(min_channels: int) -> Guard:
-    least = max(1, min_channels)
+def _rank(group: Tensor) -> Tensor:
+    """(N,) how many of its own group stand before each in the queue."""
+    order = group.argsort(stable=True)
+    ordered = group[order]
+    rank = torch.empty_like(group)
+    rank[order] = torch.arange(len(group)) - torch.searchsorted(ordered, ordered)
+    return rank
 
-    def guard(state: _State, group: Group, places: Sequence[int]) -> str | None:
-        for writer in group.writers:
-            if state.shape_without(writer.tensor, group, places)[writer.dim] < least:
-                return f"min_channels: {writer.layer} keeps {least}"
+
+def _ordered(graph: Graph, start: Plan, queue: _Queue, floors: Floors, round_to: int) -> "_Order":
+    order = _Order(graph, start, queue, guards(graph, floors, start), round_to)
+    if floors.relative:
+        order.follow_the_network(Alive(graph, start))
+    else:
+        order.settle()
+    return order
+
+
+class _Order:
+    """Which channels of the queue may go, and when.
+
+    A channel's turn is the place at which it goes: its own, or, if widths are rounded, that of the
+    channel with which its group's width is a multiple again. -1: it does not go. With relative
+    floors the queue is gone through several times; a turn counts on from round to round.
+    """
+
+    def __init__(self, graph: Graph, start: Plan, queue: _Queue, guards: Sequence[Guard],
+                 round_to: int) -> None:
+        self._graph, self._queue, self._round_to = graph, queue, round_to
+        self._width = {name: len(kept) for name, kept in start.kept.items()}
+        self._guards: dict[str, list[Guard]] = {g.name: [] for g in graph.groups}
+        for guard in guards:
+            for name in guard.groups:
+                self._guards[name].append(guard)
+        self._turn = torch.full_like(queue.group, -1)
+        by_group = queue.group.argsort(stable=True)
+        sizes = torch.bincount(queue.group, minlength=len(graph.groups)).tolist()
+        self._places = dict(zip(self._guards, by_group.split(sizes)))
+        self._refused: list[tuple[int, str, str]] = []  # (turn, group, floor in words)
+        self._rounds = 1
+
+    def removals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(n,) group, channel and turn of all that go, by turn."""
+        gone = (self._turn >= 0).nonzero().flatten()
+        gone = gone[self._turn[gone].argsort(stable=True)]
+        return self._queue.group[gone], self._queue.channel[gone], self._turn[gone]
+
+    def bound_before(self, turn: int | None) -> dict[str, str]:
+        """Group -> the floor that held it in the round of a turn, before it; None: to the end."""
+        length = max(len(self._turn), 1)
+        last = self._rounds - 1 if turn is None else max(turn, 0) // length
+        found = sorted((t, g, text) for t, g, text in self._refused
+                       if t // length == last and (turn is None or t < turn))
+        return {group: text for _, group, text in found}
+
+    def settle(self) -> None:
+        """Groups whose floors are their own are settled at once, the others channel by channel."""
+        together = set()
+        for group in self._graph.groups:
+            own = [g for g in self._guards[group.name]
+                   if isinstance(g, OwnGuard) and len(g.groups) == 1]
+            if len(own) == len(self._guards[group.name]):
+                self._settle(group.name, own)
+            else:
+                together.add(group.name)
+        if together:
+            self._go_round(together, None, 0)
+
+    def follow_the_network(self, alive: Alive) -> None:
+        """Relative floors sink with every removal: whoever was held is asked again in a new round.
+
+        Ends with a round in which nothing goes.
+        """
+        names = set(self._guards)
+        while self._go_round(names, alive, (self._rounds - 1) * len(self._turn)):
+            self._rounds += 1
+
+    def _settle(self, group: str, guards: Iterable[OwnGuard]) -> None:
+        """Let as many of a group's lowest channels go as its own guards allow."""
+        places = self._places[group]
+        channels = self._queue.channel[places]
+        allowed, text = self._rounded(group, len(places)), ""
+        for guard in guards:
+            least, words = guard.least()
+            left = guard.left - guard.cost[group][channels].cumsum(0)
+            number = self._rounded(group, int((left >= least).sum()))
+            if number < allowed:
+                allowed, text = number, words
+        if text:
+            refused = min(self._batch_end(group, allowed), len(places) - 1)
+            self._refused.append((int(places[refused]), group, text))
+        self._turn[places[:allowed]] = places[self._batch_end(group, torch.arange(allowed))]
+
+    def _rounded(self, group: str, number: int) -> int:
+        """The most removals, no more than a number, that leave a multiple of round_to."""
+        left = -((number - self._width[group]) // self._round_to) * self._round_to
+        return max(0, self._width[group] - left)
+
+    def _batch_end(self, group: str, rank: Rank) -> Rank:
+        """Rank of the channel with which the one of this rank goes."""
+        return rank + (self._width[group] - 1 - rank) % self._round_to
+
+    def _go_round(self, names: set[str], alive: Alive | None, base: int) -> bool:
+        """Ask the floors before each removal, one channel after the other; whether any went."""
+        name_of = [g.name if g.name in names else None for g in self._graph.groups]
+        width = {n: self._width[n] - int((self._turn[self._places[n]] >= 0).sum()) for n in names}
+        waiting: dict[str, list[int]] = {name: [] for name in names}
+        bound: set[str] = set()
+        progress = False
+        channel, turn = self._queue.channel.tolist(), self._turn.tolist()
+        for place, owner in enumerate(self._queue.group.tolist()):
+            name = name_of[owner]
+            if name is None or name in bound or turn[place] >= 0:
+                continue
+            places = waiting[name]
+            places.append(place)
+            if (width[name] - len(places)) % self._round_to:
+                continue  # they wait for the next multiple
+            channels = [channel[p] for p in places]
+            text = self._holding(name, channels, alive)
+            if text:  # its better channels stay too: scores decide within a group
+                bound.add(name)
+                self._refused.append((base + place, name, text))
+                continue
+            for guard in self._guards[name]:
+                guard.take(name, channels)
+            if alive is not None:
+                alive.remove(name, channels)
+            for p in places:
+                turn[p] = base + place
+            width[name] -= len(channels)
+            waiting[name] = []
+            progress = True
+        self._turn = torch.tensor(turn, dtype=torch.long)
+        return progress
+
+    def _holding(self, group: str, channels: Sequence[int], alive: Alive | None) -> str | None:
+        """The first floor that would not hold any more, in words."""
+        for guard in self._guards[group]:
+            least, words = guard.least(alive)
+            if guard.left_without(group, channels) < least:
+                return words
         return None
 
-    return guard
+
+def _ends(turn: Tensor) -> list[int]:
+    """Numbers of removals, 0 among them, that leave no turn half done."""
+    sizes = torch.unique_consecutive(turn, return_counts=True)[1].tolist()
+    return list(accumulate(sizes, initial=0))
 
 
-def _share_guard(floors: Floors, where: str, layers: Sequence[_Layer], share: float, what: str,
-                 total: int) -> Guard:
-    """Refuse a removal after which `layers` together hold less than their share of `what`."""
-    original = sum(layer.measure(what, layer.shape) for layer in layers)
-
-    def guard(state: _State, group: Group, places: Sequence[int]) -> str | None:
-        left = 0
-        for layer in layers:
-            shape = state.shape_without(layer.tensor, group, places)
-            if floors.counting == "own":
-                width = shape[layer.dim]
-                shape = list(layer.shape)
-                shape[layer.dim] = width
-            left += layer.measure(what, shape)
-        floor = share
-        if floors.relative:
-            floor = min(share, floors.relative * getattr(state.counts(), what) / total)
-        # The least whole number of what is counted that is not below the share of it.
-        if left < ceil(floor * original - 1e-9):
-            return f"{where} keeps {floor:.4g} of its {what}"
-        return None
-
-    return guard
+def _first(is_true: Callable[[int], bool], number: int) -> int:
+    """The first of 0 .. number - 1 for which it is true, and for all behind; number: for none."""
+    low, high = 0, number
+    while low < high:
+        middle = (low + high) // 2
+        if is_true(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
-def _layers(graph: Graph) -> list[_Layer]:
-    """Every layer that writes channels of a group, once."""
-    rows = _rows(graph)
-    found: dict[tuple[str, int], _Layer] = {}
-    for writer in (w for group in graph.groups for w in group.writers):
-        bias = f"{writer.layer}.bias"
-        found[writer.tensor, writer.dim] = _Layer(
-            writer.layer, writer.tensor, writer.dim, graph.shapes[writer.tensor],
-            bias in graph.shapes, rows.get(writer.tensor, 0))
-    return list(found.values())
-
-
-def _blocks(graph: Graph) -> dict[str, list[_Layer]]:
-    """Parent module -> the layers right under it."""
-    blocks: dict[str, list[_Layer]] = {}
-    for layer in _layers(graph):
-        blocks.setdefault(layer_of(layer.name), []).append(layer)
-    return blocks
-
-
-def share_for(ratio: Ratio, layer: str) -> float:
-    """The share that holds for a layer: its own name's, else the nearest parent's, else 0."""
-    if not isinstance(ratio, Mapping):
-        return float(ratio)
-    name = layer
-    while name:
-        if name in ratio:
-            return float(ratio[name])
-        name = layer_of(name)
-    return float(ratio.get("", 0.0))
-
-
-def check_floors(graph: Graph, floors: Floors) -> None:
-    """Raises ConfigError for a number out of range, or a module that the network does not have."""
-    modules = {""}
-    for tensor in (name for names in graph.names.values() for name in names):
-        while tensor:
-            tensor = layer_of(tensor)
-            modules.add(tensor)
-    parents = {layer_of(module) for module in modules}
-    mistakes = []
-    for name in (f.name for f in fields(floors) if f.name not in ("min_channels", "counting")):
-        ratio = getattr(floors, name)
-        shares = ratio if isinstance(ratio, Mapping) else {"": ratio}
-        known = parents if name == "block_min_params" else modules
-        mistakes += [f"floors.{name}: {unknown('module', m, known - {''})}"
-                     for m in shares if m not in known]
-        mistakes += [f"floors.{name}: {share} must be from 0 to 1."
-                     for share in shares.values() if not 0 <= share <= 1]
-    if floors.min_channels < 1:
-        mistakes.append(f"floors.min_channels: {floors.min_channels} must be at least 1.")
-    if floors.counting not in COUNTING:
-        mistakes.append(f"floors.counting: {unknown('way of counting', floors.counting, COUNTING)}")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+def _without(graph: Graph, start: Plan, group: Tensor, channel: Tensor) -> Plan:
+    """The plan that is left when these channels have gone."""
+    kept = {}
+    for i, each in enumerate(graph.groups):
+        gone = channel[group == i]
+        before = start.kept[each.name]
+        kept[each.name] = before[~torch.isin(before, gone)] if len(gone) else before
+    return graph.plan(kept)

@@ -124,9 +124,7 @@ class Tracer:
 
     def multiply(self, node: Node, weight: str | None, rows: int, macs: int) -> None:
         if weight and "conv" in operator(node):
-            is_transposed = "transpose" in operator(node)
-            times = argument(node, 6, "groups", 1) if is_transposed else 1
-            self._convolutions[weight] = (1, times) if is_transposed else (0, 1)
+            self._convolutions[weight] = _filters(node, self.shape(node.args[1]))
         if self._counting:
             share = self._batch if node in self._batched else 1
             layer = layer_of(weight) if weight else ""
@@ -239,7 +237,8 @@ class Tracer:
             buffers=frozenset(n for n, _ in self._model.named_buffers()),
             convolutions=dict(self._convolutions),
             gates={w: tuple(gates.values()) for w, gates in self._gates.items() if gates},
-            uncounted=dict(self._uncounted), notes=notes)
+            uncounted=dict(self._uncounted), notes=notes,
+            layers={group.name: group.layers for group in groups})
 
     def _left_out(self, covered: Container[str]) -> dict[str, str]:
         """Weights of which no group holds a slice, and why."""
@@ -313,9 +312,19 @@ class Tracer:
             at, channel = at[channel >= 0], channel[channel >= 0]
             roles = frozenset(self._roles[tensor, dim] or {"affine"})
             slices.append(Slice(tensor, dim, len(self._slices[tensor, dim]), at, channel, roles))
-            if "writer" in roles and self._convolutions.get(tensor) == (dim, 1):
-                filters += torch.bincount(channel, minlength=num_channels)
+            along, times = self._convolutions.get(tensor, (dim, 0))
+            if "writer" in roles and along == dim:
+                filters += times * torch.bincount(channel, minlength=num_channels)
         return Group(name, num_channels, tuple(slices), filters, contracted)
+
+
+def _filters(node: Node, weight: Sequence[int]) -> tuple[int, int]:
+    """(dimension of a convolution's filters, how many filters stand at each position there)."""
+    if "transpose" not in operator(node):
+        return 0, 1
+    groups = argument(node, 6, "groups", 1)
+    is_depthwise = groups == weight[0] > 1 and weight[1] == 1
+    return (0, 1) if is_depthwise else (1, groups)
 
 
 def _tensor_names(model: nn.Module) -> dict[int, list[str]]:

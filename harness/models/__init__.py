@@ -12,7 +12,11 @@ from torch import nn
 
 from harness.errors import HarnessError, ModelError, UnknownName, unknown
 from harness.models import torchvision_zoo
+from harness.models.alexnet import alexnet
+from harness.models.cifar_resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from harness.models.resnet import resnet18
+from harness.models.ritnet import ritnet
+from harness.models.squeezenet import squeezenet
 from harness.models.torchvision_zoo import mobilenet_v2
 from harness.models.unet import unet
 from harness.models.vgg import vgg11, vgg11_bn, vgg16, vgg16_bn
@@ -23,8 +27,16 @@ __all__ = ["MODELS", "build"]
 Builder = Callable[..., nn.Module]
 
 MODELS: Mapping[str, Builder] = {
+    "alexnet": alexnet,
     "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "ritnet": ritnet,
+    "squeezenet": squeezenet,
     "unet": unet,
     "vgg11": vgg11,
     "vgg11_bn": vgg11_bn,

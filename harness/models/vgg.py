@@ -1,7 +1,8 @@
 """VGG, with batch norm or without, of any width, for small pictures and large ones.
 
 Simonyan and Zisserman 2015, arXiv:1409.1556. The layers and the names of `features` are
-torchvision's, so that its weights of the convolutions fit at width 1.
+torchvision's, so that its weights of the convolutions fit at width 1; with head 'imagenet' all
+of them do.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,23 @@ from harness.models.widths import scaled
 _HALVINGS = 5
 _SMALL_PICTURE = 64  # below this side the large head would hold nearly all parameters
 _HIDDEN = 4096
+_SIDE = 7  # of the maps that torchvision's own head reads, whatever the picture's size
 
 
 class VGG(nn.Module):
-    """(N, C, S, S) pictures -> (N, K) logits; `features`, flatten, `classifier`."""
+    """(N, C, S, S) pictures -> (N, K) logits; `features`, `avgpool`, flatten, `classifier`."""
 
-    def __init__(self, features: nn.Sequential, classifier: nn.Module) -> None:
+    def __init__(self, features: nn.Sequential, avgpool: nn.Module,
+                 classifier: nn.Module) -> None:
         super().__init__()
         self.features = features
+        self.avgpool = avgpool
         self.classifier = classifier
         for module in self.modules():
             _initialise(module)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        maps: Tensor = self.features(pictures)
+        maps: Tensor = self.avgpool(self.features(pictures))
         logits: Tensor = self.classifier(torch.flatten(maps, 1))
         return logits
 
@@ -40,7 +44,8 @@ def _variant(layout: str, batch_norm: bool) -> Callable[..., VGG]:
     def build(*, num_classes: int, in_channels: int, width: float, input_size: int,
               head: str = "auto") -> VGG:
         """head: 'small' is one linear layer; 'seed' the three of the 224-pixel original, whose
-        4096 hidden units are scaled too; 'auto' is small below 64 pixels, else seed.
+        4096 hidden units are scaled too; 'imagenet' torchvision's three, behind a pooling to
+        7 x 7; 'auto' is small below 64 pixels, else seed.
 
         Raises: ModelError if the picture is too small, the width rounds to nothing, or the head
         is unknown.
@@ -55,7 +60,10 @@ def _variant(layout: str, batch_norm: bool) -> Callable[..., VGG]:
         channels = scaled([c for c in cfgs[layout] if isinstance(c, int)], width)[-1]
         if head == "auto":
             head = "small" if input_size < _SMALL_PICTURE else "seed"
-        return VGG(features, HEADS[head](channels * side * side, num_classes, width))
+        if head == "imagenet":
+            side = _SIDE
+        pool = nn.AdaptiveAvgPool2d(_SIDE) if head == "imagenet" else nn.Identity()
+        return VGG(features, pool, HEADS[head](channels * side * side, num_classes, width))
 
     return build
 
@@ -86,9 +94,18 @@ def _seed_head(inputs: int, num_classes: int, width: float) -> nn.Module:
         nn.Linear(hidden, num_classes))
 
 
+def _imagenet_head(inputs: int, num_classes: int, width: float) -> nn.Module:
+    hidden = scaled([_HIDDEN], width)[0]
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Dropout(0.5),
+        nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(0.5),
+        nn.Linear(hidden, num_classes))
+
+
 HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {
-    "small": _small_head,
+    "imagenet": _imagenet_head,
     "seed": _seed_head,
+    "small": _small_head,
 }
 
 

@@ -140,7 +140,10 @@ class Agent:
         if key in done:
             return Control(name, done[key]["run_id"], Result.from_json(done[key]["result"]))
         start = time.perf_counter()
-        config = apply(self.study.base, {**settings, "prune.criterion": name})
+        # Options belong to the criterion that they were given for.
+        kept = {k: v for k, v in settings.items() if not k.startswith("prune.criterion")}
+        config = apply(self.study.base, {**kept, "prune.criterion_options": {},
+                                         "prune.criterion": name})
         number = len(self.ledger.trials()) + self.study.config.controls.index(name)
         self.screen.trial(number, {**named(settings), "criterion": name}, 100.0, role="control")
         runs: dict[str, str] = self.ledger.get("control_runs", {})
@@ -170,6 +173,7 @@ class Agent:
         trial = self.experiment.trial(config, macs=macs, budget=budget, on_step=journal.step)
         journal.layers(trial.steps)
         journal.plans(trial.steps)
+        journal.ledgers(trial.steps)
         journal.epochs(trial.final)
         journal.final(trial.final, trial.last.cost)
         reused = sum(s.reused for s in trial.stages)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.config import RunConfig, fingerprint, flat, short, to_yaml
 from harness.console import Screen, TrialLine, count, percent
+from harness.engine.ledger import Ledger
 from harness.experiment import Experiment, stages
 from harness.journal import Journal, ending
 from harness.runtime import facts
@@ -16,12 +17,13 @@ from harness.tracking import Tracker
 
 @dataclass(frozen=True)
 class Single:
-    """The steps of one trajectory as a table, and why it ended."""
+    """The steps of one trajectory as a table, why it ended, and the last step's ledger."""
 
     reason: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str]
+    ledger: Ledger | None
 
 
 def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], screen: Screen,
@@ -43,6 +45,7 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
         trial = experiment.trial(config, on_step=journal.step)
         journal.layers(trial.steps)
         journal.plans(trial.steps)
+        journal.ledgers(trial.steps)
         journal.epochs(trial.final)
         tests = {"baseline": experiment.test_accuracy(experiment.baseline),
                  "pruned": experiment.test_accuracy(trial.final)}
@@ -65,4 +68,5 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
              f"pruned {percent(tests['pruned'])}",
              *(f"never cut: {g} ({why})" for g, why in experiment.frozen.items())]
     return Single(trial.reason, ["step", "removed", "accuracy cut", "accuracy", "FLOPs",
-                                 "parameters", "filters", "reused"], rows, notes)
+                                 "parameters", "filters", "reused"], rows, notes,
+                  trial.last.ledger)

@@ -1,9 +1,11 @@
 """What every network of the table keeps to, at a quarter of its width."""
 
+import nets
 import pytest
 import torch
 from torch import Tensor, nn
 
+from harness import prune
 from harness.models import MODELS, build
 
 torch.set_num_threads(1)
@@ -67,6 +69,29 @@ def test_weights_come_from_torchs_seed(name: str) -> None:
     one, same, other = (quarter(name, seed=s).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+DEEPER = {"resnet32", "resnet44", "resnet56", "resnet110"}  # more of the blocks of resnet20
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in DEEPER])
+def test_half_of_its_filters_can_be_cut_and_nothing_else_changes(name: str) -> None:
+    """R003, R004: only the layers of the output stay whole; certified in float64; it trains on."""
+    model, example = nets.made(lambda: build(name, num_classes=CLASSES, in_channels=3, width=0.25,
+                                             input_size=SIZE), (2, 3, SIZE, SIZE))
+    assert isinstance(example, Tensor)
+    result = prune(model, example, target={"filters": 0.5})
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert sum(m.out_channels for m in convolutions) == result.after.filters
+    assert result.after.filters <= result.before.filters / 2
+    assert set(result.frozen.values()) == {"output of the network"}
+    certificate = result.certificate
+    assert certificate is not None
+    assert certificate.difference <= 1e-8
+    assert certificate.control >= 100 * 1e-8
+    model.train()(example).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    assert model.eval()(example).isfinite().all()
 
 
 @pytest.mark.parametrize("name", MODELS)

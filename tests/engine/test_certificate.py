@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from engine.by_hand import random_plan, run, silenced, snapshot, traced
 from harness.engine.certificate import Certificate, certify
-from harness.engine.graph import Graph, Plan, Slice, trace
+from harness.engine.graph import Graph, Plan, Slice
 from harness.engine.surgery import cut
+from harness.engine.tracing import trace
 from harness.errors import SurgeryError
 
 
@@ -69,7 +70,7 @@ def corrupted(graph: Graph, tensor: str, dim: int) -> Graph:
     def turned(part: Slice) -> Slice:
         if (part.tensor, part.dim) != (tensor, dim):
             return part
-        return replace(part, channel=part.channel.roll(1))
+        return replace(part, number=part.number.roll(1))
 
     groups = tuple(replace(g, slices=tuple(map(turned, g.slices))) for g in graph.groups)
     pairs = [(s.channel, t.channel) for g, h in zip(groups, graph.groups, strict=True)

@@ -1,6 +1,7 @@
 """Counts against PyTorch's own counter, the live model, and numbers of the literature."""
 
 from itertools import pairwise
+from math import prod
 
 import nets
 import pytest
@@ -10,8 +11,9 @@ from torchvision.models import vgg16
 
 from engine.by_hand import counted_macs, num_parameters, random_plan, snapshot, traced
 from harness.engine.cost import Cost, Product, macs_by_layer
-from harness.engine.graph import Graph, trace
+from harness.engine.graph import Graph
 from harness.engine.surgery import cut
+from harness.engine.tracing import trace
 from harness.models import build
 
 
@@ -25,7 +27,8 @@ def known(name: str) -> nets.Net:
     return net
 
 
-KNOWN = tuple(known(name) for name in ("vgg11", "vgg16_bn", "resnet18", "mobilenet_v2", "unet"))
+KNOWN = tuple(known(name) for name in ("vgg11", "vgg16_bn", "resnet18", "resnet20", "alexnet",
+                                       "squeezenet", "mobilenet_v2", "unet", "ritnet"))
 
 
 def check(model: nn.Module, example: tuple[torch.Tensor, ...], cost: Cost) -> None:
@@ -98,6 +101,16 @@ def test_vgg16_has_the_counts_of_the_literature(vgg: Graph) -> None:
     assert cost.size_mb == 4 * 134_268_738 / 1e6
 
 
+@pytest.mark.parametrize(("name", "gigamacs"), [("unet", 155.9), ("ritnet", 16.4)])
+def test_eye_networks_have_the_macs_of_the_requirements(name: str, gigamacs: float) -> None:
+    """R003, R079: at one channel of 640 x 400, convolutions alone."""
+    with torch.device("meta"):
+        model = build(name, num_classes=4, in_channels=1, input_size=640)
+        example = torch.empty(2, 1, 640, 400)
+    cost = trace(model, example).cost()
+    assert cost.macs / 1e9 == pytest.approx(gigamacs, abs=0.05)
+
+
 def test_half_of_vgg16_is_counted_by_formula(vgg: Graph) -> None:
     plan = vgg.plan({g.name: range(0, g.channels, 2) for g in vgg.groups})
     cost = vgg.cost(plan)
@@ -124,7 +137,7 @@ def test_products_of_activations_are_counted() -> None:
     model, example = nets.REFUSED["attention"][0]()
     graph = trace(model, example)
     tokens, width = 64, 8
-    by_operator = macs_by_layer(graph.products, {n: 0 for n in graph.shapes})
+    by_operator = macs_by_layer(graph.products, {n: prod(s) for n, s in graph.shapes.items()})
     assert by_operator["aten.scaled_dot_product_attention"] == 2 * tokens * tokens * width
     rest = {"first": 64 * 8 * 27, "second": 64 * 6 * 8, "head.2": 6 * 4}
     assert graph.cost().macs == (sum(rest.values()) + 4 * tokens * width * width

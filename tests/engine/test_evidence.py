@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from engine.by_hand import random_plan, snapshot, traced
 from harness.engine.criteria import CRITERIA, score
-from harness.engine.evidence import Evidence, Watch, taylor_pass
+from harness.engine.evidence import KINDS, Evidence, Gathered, Settled, Watch, gather
 from harness.engine.graph import Graph, Plan
 from harness.engine.surgery import cut
-from harness.errors import GraphError
+from harness.engine.tracing import trace
+from harness.errors import GraphError, UnknownName
 
 Array = NDArray[np.float64]
 
@@ -76,6 +77,10 @@ def products(model: nn.Module, inputs: Tensor, targets: Tensor, names: Iterable[
     return found
 
 
+def taylor_pass(model: nn.Module, graph: Graph, data: list[tuple[Tensor, Tensor]]) -> Gathered:
+    return gather(model, graph, data, F.cross_entropy, ["activity"])
+
+
 def by_hand(net: nets.Net, model: nn.Module, data: list[tuple[Tensor, Tensor]], is_origin: bool,
             ) -> dict[str, Array]:
     """Group -> scores, before they are normalised."""
@@ -99,8 +104,8 @@ def by_hand(net: nets.Net, model: nn.Module, data: list[tuple[Tensor, Tensor]], 
 
 def engine_scores(model: nn.Module, graph: Graph, plan: Plan, data: list[tuple[Tensor, Tensor]],
                   criterion: str) -> dict[str, Tensor]:
-    activity = taylor_pass(model, graph, data, F.cross_entropy)
-    evidence = Evidence(graph, plan, {}, activity, torch.Generator())
+    gathered = taylor_pass(model, graph, data)
+    evidence = Evidence(graph, plan, {}, gathered, torch.Generator())
     return score(graph, CRITERIA[criterion], evidence, "none")
 
 
@@ -162,7 +167,7 @@ def train(model: nn.Module, graph: Graph, example: tuple[Tensor, ...], *, watche
         else:
             F.cross_entropy(model(inputs.float()), targets).backward()
         optimiser.step()
-    assert bool(watch.activity) == watched
+    assert bool(watch.gathered.activity) == watched
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -197,11 +202,11 @@ def test_a_pass_leaves_the_model_as_it_was() -> None:
     model.get_submodule("1").eval()
     before, modes = snapshot(model), [m.training for m in model.modules()]
     data = [(x.float(), y) for x, y in batches(example)]
-    first = taylor_pass(model, graph, data, F.cross_entropy)
+    first = taylor_pass(model, graph, data).activity
     assert snapshot(model) == before
     assert [m.training for m in model.modules()] == modes
     assert num_hooks(model) == 0
-    again = taylor_pass(model, graph, data, F.cross_entropy)
+    again = taylor_pass(model, graph, data).activity
     assert all(torch.equal(first[gate].absolute, again[gate].absolute) for gate in first)
 
 
@@ -213,7 +218,7 @@ def test_hooks_are_removed_when_the_block_fails() -> None:
 
     before = snapshot(model)
     with pytest.raises(RuntimeError, match="no loss"):
-        taylor_pass(model, graph, [(example[0], torch.tensor([0, 1]))], fail)
+        gather(model, graph, [(example[0], torch.tensor([0, 1]))], fail, ["activity"])
     assert num_hooks(model) == 0
     assert snapshot(model) == before
 
@@ -224,15 +229,15 @@ def test_nothing_is_gathered_without_gradients() -> None:
     with Watch(model, graph) as watch:
         with torch.no_grad():
             model(*example)
-        assert not watch.activity
+        assert not watch.gathered.activity
         F.cross_entropy(model(*example), torch.tensor([0, 1])).backward()
-        assert watch.activity["0.1"].examples == 2
+        assert watch.gathered.activity["0.1"].examples == 2
 
 
 def test_no_batches_are_an_error() -> None:
     model, _, graph = traced(nets.chain)
     with pytest.raises(GraphError, match="the batches for the criterion are empty"):
-        taylor_pass(model, graph, [], F.cross_entropy)
+        gather(model, graph, [], F.cross_entropy, ["activity"])
 
 
 def test_a_layer_that_is_no_module_cannot_be_weighed() -> None:
@@ -241,5 +246,191 @@ def test_a_layer_that_is_no_module_cannot_be_weighed() -> None:
     with pytest.raises(GraphError, match="these layers are none: 0.kernel, 0.second"):
         Watch(model, graph)
     rest = graph.freeze({"0.kernel": "ignored", "0.second": "ignored"})
-    activity = taylor_pass(model, rest, [(example[0], torch.tensor([0, 1]))], F.cross_entropy)
-    assert set(activity) == {"0.stem.1", "0.head.2"}
+    gathered = taylor_pass(model, rest, [(example[0], torch.tensor([0, 1]))])
+    assert set(gathered.activity) == {"0.stem.1", "0.head.2"}
+
+
+# --- activations and weight gradients -------------------------------------------------------------
+
+
+def seen(model: nn.Module, name: str, data: list[tuple[Tensor, Tensor]]) -> list[list[Array]]:
+    """Batch -> call within the forward -> what a module puts out, (N, C, M)."""
+    found: list[list[Array]] = []
+
+    def keep(module: nn.Module, _: object, output: Tensor) -> None:
+        value = output.detach().numpy().copy()
+        if isinstance(module, nn.Linear):
+            value = np.moveaxis(value, -1, 1)
+        found[-1].append(value.reshape(*value.shape[:2], -1))
+
+    handle = model.get_submodule(name).register_forward_hook(keep)
+    with torch.no_grad():
+        for inputs, _ in data:
+            found.append([])
+            model(inputs)
+    handle.remove()
+    return found
+
+
+@cases
+def test_statistics_of_activations_are_those_of_numpy(net: nets.Net) -> None:
+    """Sums over examples and positions, before and behind a ReLU; every call counts."""
+    model, example, graph = traced(net)
+    model, data = model.double(), batches(example)
+    gathered = gather(model, graph, data, F.cross_entropy, ["activations", "pooled", "maps"])
+    assert not gathered.activity
+    for name in [n for modules in WEIGHED[net].values() for n in modules]:
+        calls = seen(model, name, data)
+        x = np.concatenate([c.transpose(1, 0, 2).reshape(c.shape[1], -1)
+                            for batch in calls for c in batch], axis=1)
+        r = np.maximum(x, 0)
+        sums = gathered.activations[name]
+        assert sums.count == x.shape[1]
+        for found, wanted in [(sums.total, x), (sums.squares, x**2), (sums.rectified, r),
+                              (sums.rectified_squares, r**2), (sums.positive, x > 0)]:
+            np.testing.assert_allclose(found.numpy(), wanted.sum(1), rtol=1e-9, atol=1e-9)
+        pooled = np.concatenate([np.maximum(c, 0).mean(2) for batch in calls for c in batch])
+        np.testing.assert_allclose(gathered.pooled[name].values.numpy(), pooled, rtol=1e-6,
+                                   atol=1e-7)
+        for call in range(len(calls[0])):
+            total = sum(batch[call].sum(0) for batch in calls)
+            found_map = gathered.maps[f"{name}/{call}"]
+            assert found_map.examples == 8
+            np.testing.assert_allclose(found_map.total.numpy(), total, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("net", [nets.residual, nets.conv3d, nets.multilayer_perceptron,
+                                 nets.functional, nets.depthwise_multiplier], ids=nets.name)
+def test_weight_gradients_are_what_autograd_says(net: nets.Net) -> None:
+    """Per batch, |sum of weight x gradient| of the weights of a channel; also of no modules."""
+    model, example, graph = traced(net)
+    model, data = model.double(), batches(example)
+    gathered = gather(model, graph, data, F.cross_entropy, ["gradients"])
+    for writer in (w for g in graph.groups for w in g.writers):
+        weight = model.get_parameter(writer.tensor)
+        expected = np.zeros(weight.shape[writer.dim])
+        for inputs, targets in data:
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(inputs), targets), [weight])
+            product = np.moveaxis((weight * gradient).detach().numpy(), writer.dim, 0)
+            expected += np.abs(product.reshape(len(expected), -1).sum(1)) * len(targets)
+        found = gathered.gradients[f"{writer.tensor}/{writer.dim}"]
+        assert found.examples == 8
+        np.testing.assert_allclose(found.absolute.numpy(), expected, rtol=1e-9, atol=1e-14)
+
+
+def test_weights_and_activations_tell_the_same_of_a_layer_without_bias() -> None:
+    """Of one batch: the sum of w g over a filter is the sum of a g over what it puts out."""
+    model, example, graph = traced(nets.bias_free)
+    model, data = model.double(), batches(example, [5])
+    gathered = gather(model, graph, data, F.cross_entropy, ["activity", "gradients"])
+    (call,), = seen(model, "0", data)
+    by_weights = gathered.gradients["0.weight/0"].absolute / 5
+    # A gate's gradient is a mean over the batch and the map.
+    by_activations = gathered.activity["0"].signed.abs() * 5 * call.shape[2]
+    torch.testing.assert_close(by_weights, by_activations)
+
+
+def test_a_pass_for_everything_leaves_the_model_as_it_was() -> None:
+    """Gradients that were there stay, frozen weights stay frozen, no hook is left."""
+    model, example, graph = traced(nets.residual)
+    model.get_parameter("0.0.weight").requires_grad_(False)
+    model(*example).sum().backward()
+    before = snapshot(model.train())
+    data = [(x.float(), y) for x, y in batches(example)]
+    gathered = gather(model, graph, data, F.cross_entropy, KINDS)
+    assert snapshot(model) == before
+    assert num_hooks(model) == 0
+    assert not any(p._backward_hooks for p in model.parameters())
+    assert (gathered.batches, gathered.examples) == (2, 8)
+    assert "0.0.weight/0" in gathered.gradients
+
+
+def test_watching_everything_changes_no_bit_of_the_training() -> None:
+    model, example, graph = traced(nets.residual)
+    results = []
+    for needs in ((), tuple(KINDS)):
+        trained = copy.deepcopy(model).train()
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        with Watch(trained, graph, needs) as watch:
+            for inputs, targets in batches(example):
+                optimizer.zero_grad()
+                F.cross_entropy(trained(inputs.float()), targets).backward()
+                optimizer.step()
+        assert watch.gathered.kinds == set(needs)
+        results.append(dict(trained.named_parameters()))
+    assert all(torch.equal(results[1][name], tensor) for name, tensor in results[0].items())
+
+
+def test_a_pass_in_train_mode_takes_the_batchs_own_statistics() -> None:
+    """As the training itself would see it; running statistics and random numbers stay."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    example = torch.randn(4, 3, 6, 6)
+    graph = trace(model, example)
+    before, state = snapshot(model), torch.get_rng_state()
+    passes = [gather(model, graph, [(example, torch.tensor([0, 1, 2, 0]))], F.cross_entropy,
+                     ["activations", "activity"], train_mode=True) for _ in range(2)]
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    sums = passes[0].activations["1"]
+    torch.testing.assert_close(sums.total / sums.count, torch.zeros(8, dtype=torch.float64),
+                               atol=1e-6, rtol=0)  # normalised by the batch: beta is 0
+    assert torch.equal(passes[0].activity["1"].absolute, passes[1].activity["1"].absolute)
+
+
+def test_statistics_alone_need_no_loss() -> None:
+    model, example, graph = traced(nets.chain)
+
+    def fail(*_: Tensor) -> Tensor:
+        raise RuntimeError("no loss")
+
+    gathered = gather(model, graph, [(example[0], torch.tensor([0, 1]))], fail, ["maps"])
+    assert gathered.kinds == {"maps"}
+
+
+def test_maps_of_two_sizes_have_no_mean() -> None:
+    model, _, graph = traced(nets.chain)
+    data = [(torch.randn(2, 3, n, n), torch.tensor([0, 1])) for n in (8, 12)]
+    with pytest.raises(GraphError, match=r"maps of 0\.1 have 64 and 144 positions"):
+        gather(model, graph, data, F.cross_entropy, ["maps"])
+    assert gather(model, graph, data, F.cross_entropy, ["activations"]).examples == 4
+
+
+def test_two_inputs_are_given_as_a_tuple() -> None:
+    model, example, graph = traced(nets.two_inputs)
+    data = [(example, torch.tensor([0, 1]))]
+    gathered = gather(model, graph, data, F.cross_entropy, ["activity"])  # type: ignore[arg-type]
+    assert gathered.examples == 2
+
+
+def test_what_was_gathered_survives_being_stored() -> None:
+    """From among the weights of a network; nothing gathered is nothing stored."""
+    model, example, graph = traced(nets.shared_module)
+    data = [(x.float(), y) for x, y in batches(example)]
+    gathered = gather(model, graph, data, F.cross_entropy, KINDS)
+    stored = {**gathered.tensors(), "model/activity/weight": torch.zeros(1)}
+    again = Gathered.from_tensors(stored)
+    assert (again.batches, again.examples, again.kinds) == (2, 8, gathered.kinds)
+    first, second = gathered.tensors(), again.tensors()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert isinstance(again.activity["again"].examples, int)
+    assert Gathered().tensors() == {}
+    assert Gathered.from_tensors({}) == Gathered()
+
+
+def test_a_pass_ends_when_the_choice_has_settled() -> None:
+    """Choices a b b c c c c: two the same in a row after the first c end it at the sixth."""
+    model, example, graph = traced(nets.chain)
+    choices = iter("abbcccc")
+    data = [(example[0], torch.tensor([0, 1]))] * 7
+    gathered = gather(model, graph, data, F.cross_entropy, ["activity"],
+                      until=Settled(lambda _: next(choices), 2))
+    assert gathered.batches == 6
+    assert gathered.activity["0.1"].examples == 12
+
+
+def test_an_unknown_kind_of_evidence_is_named() -> None:
+    model, _, graph = traced(nets.chain)
+    with pytest.raises(UnknownName, match=r"unknown kind of evidence 'gradient'\. Nearest: grad"):
+        Watch(model, graph, ["gradient"])

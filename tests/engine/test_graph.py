@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from engine.by_hand import snapshot, traced
-from harness.engine.graph import Graph, Slice, _components, trace
+from harness.engine.graph import Graph, Slice
+from harness.engine.tracer import _components
+from harness.engine.tracing import trace
 from harness.errors import GraphError
 
 

@@ -22,10 +22,11 @@ from engine.by_hand import (
 from harness.engine import trial
 from harness.engine.certificate import Certificate
 from harness.engine.evidence import Evidence
-from harness.engine.graph import Group, Plan, trace
+from harness.engine.graph import Group, Plan
 from harness.engine.pruner import Result, prune
-from harness.engine.surgery import cut
-from harness.engine.trial import Forward, try_cut
+from harness.engine.rehearsal import Forward
+from harness.engine.tracing import trace
+from harness.engine.trial import try_cut
 from harness.errors import (
     ConfigError,
     GraphError,
@@ -70,7 +71,7 @@ def test_what_is_refused_stays_whole_and_the_rest_is_cut(case: str) -> None:
             prune(model, example, target={"channels": 0.3})
         assert {n: p.shape for n, p in model.named_parameters()} == before
         return
-    result = prune(model, example, target={"channels": 0.2})
+    result = prune(model, example, target={"channels": 0.15})
     assert result.certificate is not None
     assert result.certificate.certified
     assert group in result.frozen
@@ -303,11 +304,13 @@ def test_a_cut_that_changes_the_outputs_is_refused_by_name() -> None:
     torch.manual_seed(0)
     model, example = Averages(), torch.randn(4, 5)
     before = snapshot(model)
-    with pytest.raises(SurgeryError, match="alone, these groups differ: first"):
+    with pytest.raises(TargetError, match="first: the forward computes with its width or order"):
         prune(model, example, target={"channels": 0.5})
     assert snapshot(model) == before
-    result = prune(model, example, target={"channels": 0.3}, ignore=["first"])
+    whole = copy.deepcopy(model)
+    result = prune(model, example, target={"channels": 0.3})
     assert result.plan.kept.keys() == {"second"}
+    same_as_silenced(whole, result, (example,))
 
 
 class OtherShuffle(nn.Module):
@@ -329,11 +332,13 @@ def test_an_order_that_cannot_be_known_is_not_guessed() -> None:
 
 
 def test_a_broken_certificate_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that holds for every group alone, but not for all together: nobody can be frozen."""
     model, example = nets.depthwise()
     model(*as_tuple(example)).sum().backward()
     before = snapshot(model)
-    monkeypatch.setattr(trial, "certify",
-                        lambda *_: Certificate(difference=0.5, control=1, tolerance=1e-8, dtype=""))
+    differences = iter([0.5, *[0.0] * 10])
+    monkeypatch.setattr(trial, "certify", lambda *_: Certificate(
+        difference=next(differences), control=1, tolerance=1e-8, dtype=""))
     with pytest.raises(SurgeryError, match=r"difference 0\.5 of the spread, tolerance 1e-08"):
         prune(model, example, target={"filters": 0.5})
     assert snapshot(model) == before
@@ -433,14 +438,41 @@ def test_tied_weights_are_tried_and_pruned_as_one() -> None:
     assert "RuntimeError" in str(forward.failure())
 
 
+class Broad(nn.Module):
+    """Runs at half of its width, but not below: no rehearsal before a cut finds that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x))
+        if hidden.shape[1] < 4:
+            raise ValueError("too narrow")
+        out: Tensor = self.last(F.relu(self.second(hidden)))
+        return out
+
+
 def test_a_group_is_found_guilty_alone() -> None:
-    """Of two groups that are cut together the one with a size in the forward is named."""
-    model, example = nets.size_in_view()
+    """Of two groups that are cut together the one that the forward does not bear is named."""
+    torch.manual_seed(0)
+    model, example = Broad(), torch.randn(2, 5)
     graph = trace(model, example)
     plan = graph.plan({"first": [0, 1], "second": [0, 1]})
     before = snapshot(model)
     culprits, certificate = try_cut(model, graph, graph.whole(), plan, example)
-    assert set(culprits) == {"second"}
+    assert culprits == {"first": "size written in forward (ValueError: too narrow)"}
     assert certificate is None
     assert snapshot(model) == before
-    cut(model, graph.whole(), graph.plan({"first": [0, 1]}))
+    result = prune(model, example, target={"channels": 0.35}, criterion=first_first)
+    assert [len(k) for k in result.plan.kept.values()] == [1]
+    assert {w.name: w.kind for w in result.ledger.whole}["first"] == "size in forward"
+
+
+def first_first(group: Group, evidence: Evidence) -> Tensor:
+    """All of the first layer goes before any of the second."""
+    kept = len(evidence.plan.kept[group.name])
+    return torch.ones(kept) if group.name == "second" else torch.full((kept,), 0.01)
+
+
+first_first.normalize = "none"  # type: ignore[attr-defined]

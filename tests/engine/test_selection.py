@@ -1,6 +1,7 @@
 """Who goes first, when it is enough, and what must stay: checked on the live, cut model."""
 
 import copy
+import time
 from collections.abc import Callable
 
 import nets
@@ -11,9 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.by_hand import traced
-from harness.engine.graph import Graph, Plan, trace
-from harness.engine.selection import Counts, Floors, Selection, select, share_for
+from harness.engine.floors import Floors, share_for
+from harness.engine.graph import Graph, Plan
+from harness.engine.selection import Selection, select, select_one_by_one, select_ratios
 from harness.engine.surgery import cut
+from harness.engine.tally import Counts, counts_of
+from harness.engine.targets import left_of, target_of
+from harness.engine.tracing import trace
 from harness.errors import ConfigError, GraphError
 
 every_net = pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
@@ -28,16 +33,9 @@ def random_scores(graph: Graph, seed: int = 0, plan: Plan | None = None) -> dict
             for g in graph.groups}
 
 
-def after(num_removals: int) -> Callable[[Counts], bool]:
-    """Enough after so many removals (the question is asked twice for each)."""
-    seen: list[Counts] = []
-
-    def enough(counts: Counts) -> bool:
-        if not seen or counts != seen[-1]:
-            seen.append(counts)
-        return len(seen) > num_removals
-
-    return enough
+def after(graph: Graph, num_removals: int) -> Callable[[Counts], bool]:
+    """Enough after so many removals from the whole network."""
+    return lambda counts: counts.channels <= graph.channels - num_removals
 
 
 def never(_: Counts) -> bool:
@@ -91,10 +89,11 @@ def test_counts_are_exact_after_every_removal(net: nets.Net) -> None:
     total = sum(g.channels for g in graph.groups)
     previous: Plan | None = None
     for num_removals in range(0, total, max(1, total // 8)):
-        selection = select(graph, scores, after(num_removals))
+        selection = select(graph, scores, after(graph, num_removals))
         cost = graph.cost(selection.plan)
         channels = sum(len(kept) for kept in selection.plan.kept.values())
-        assert selection.counts == Counts(cost.filters, channels, cost.params, cost.macs)
+        assert selection.counts == Counts(
+            cost.filters, channels, cost.params, cost.macs, cost.bytes)
         if previous is not None:  # more asked, never less removed
             assert all(set(kept.tolist()) <= set(previous.kept[g].tolist())
                        for g, kept in selection.plan.kept.items())
@@ -130,6 +129,203 @@ def test_hidden_linear_layers_stay_when_filters_are_asked_for() -> None:
     assert len(selection.plan.kept["3"]) == 10
     assert len(selection.plan.kept["0.0"]) == 1
     assert len(select(graph, random_scores(graph), never).plan.kept["3"]) == 1
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+RESOURCES = ("filters", "channels", "params", "macs", "flops", "memory")
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_a_target_is_met_within_one_channel_and_more_is_a_part_of_more(resource: str,
+                                                                      scope: str) -> None:
+    """With the last channel back it would not be met; what 30 % removes, 40 % removes too."""
+    for net in SOME:
+        _, _, graph = traced(net)
+        scores = random_scores(graph, seed=2)
+        before: dict[str, list[int]] = {}
+        for share in (0.1, 0.3, 0.4, 0.65):
+            target = target_of(graph, {resource: share})
+            chosen = select(graph, scores, target.met, scope=scope)
+            if not chosen.reached:
+                continue
+            whole, left = left_of(target.whole, resource), left_of(chosen.counts, resource)
+            assert left <= whole * (1 - share) + 1e-6
+            now = removed(graph, chosen)
+            assert all(set(gone) <= set(now[g]) for g, gone in before.items())
+            before = now
+            back = [graph.plan({**chosen.plan.kept, g: [*chosen.plan.kept[g].tolist(), c]})
+                    for g, gone in now.items() for c in gone
+                    if float(scores[g][c]) == float(scores[g][gone].max())]
+            assert max(left_of(counts_of(graph, p), resource) for p in back) > whole * (1 - share)
+
+
+def test_what_cannot_be_met_is_told_with_the_nearest() -> None:
+    _, _, graph = traced(nets.chain)  # 8 and 6 filters
+    target = target_of(graph, {"filters": 0.9})
+    chosen = select(graph, random_scores(graph), target.met, floors=Floors(layer_min=0.5))
+    assert not chosen.reached
+    assert chosen.counts.filters == 7
+    assert target.nearest(chosen.counts) == "50.0% of the filters can go, 90.0% asked"
+    assert chosen.bound.keys() == {"0.0", "2.0"}
+
+
+def test_only_floors_that_were_met_on_the_way_are_named() -> None:
+    """`0.0` is held at once, `2.0` never: half of what it may give is enough."""
+    _, _, graph = traced(nets.chain)
+    scores = {"0.0": torch.arange(8.0), "2.0": 10 + torch.arange(6.0)}
+    floors = Floors(layer_min={"0": 1.0, "2": 0.5})
+    chosen = select(graph, scores, filters_left(12), floors=floors)
+    assert chosen.reached
+    assert chosen.bound == {"0.0": "layer_min: 0.0 keeps 1 of its channels"}
+
+
+# --- scope ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.6])
+def test_a_local_scope_takes_the_same_share_of_every_group(share: float) -> None:
+    """Within one channel, whatever the scores of one group are beside those of another."""
+    for net in SOME:
+        _, _, graph = traced(net)
+        scores = {g.name: s * 10**i for i, (g, s) in enumerate(
+            zip(graph.groups, random_scores(graph).values()))}
+        chosen = select(graph, scores, after(graph, int(share * graph.channels)), scope="local")
+        for group in graph.groups:
+            gone = group.channels - len(chosen.plan.kept[group.name])
+            held = group.name in chosen.bound
+            assert held or abs(gone - share * group.channels) <= 1
+
+
+def test_a_local_scope_goes_on_from_a_cut_network() -> None:
+    """The share is of the whole network: who has lost more before, loses less now."""
+    _, _, graph = traced(nets.chain)  # 8 and 6
+    start = graph.plan({"0.0": [0, 1, 2, 3]})
+    scores = {"0.0": torch.arange(4.0), "2.0": 100 + torch.arange(6.0)}
+    chosen = select(graph, scores, filters_left(7), start=start, scope="local")
+    assert [len(k) for k in chosen.plan.kept.values()] == [4, 3]
+    assert chosen.plan.kept["2.0"].tolist() == [3, 4, 5]
+
+
+# --- ratios ---------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_the_seed_by_layer_and_ratio() -> None:
+    """VGG-11: widths 57, 102, 128, 102, 128, 102, 76, 51, those with the highest scores."""
+    whole = [64, 128, 256, 256, 512, 512, 512, 512]
+    layers: list[nn.Module] = []
+    for before, width in zip([3, *whole], whole):
+        layers += [nn.Conv2d(before, width, 1), nn.ReLU()]
+    graph = trace(nn.Sequential(*layers, nn.Conv2d(512, 2, 1)), torch.zeros(1, 3, 2, 2))
+    scores = random_scores(graph)
+    shares = [0.1, 0.2, 0.5, 0.6, 0.75, 0.8, 0.85, 0.9]
+    ratios = {g.name: share for g, share in zip(graph.groups, shares)}
+    chosen = select_ratios(graph, scores, ratios)
+    assert chosen.reached
+    assert [len(k) for k in chosen.plan.kept.values()] == [57, 102, 128, 102, 128, 102, 76, 51]
+    for group in graph.groups:
+        kept = chosen.plan.kept[group.name]
+        best = scores[group.name].numpy().argsort()[::-1][:len(kept)]
+        assert kept.tolist() == sorted(best.tolist())
+    assert chosen.counts.filters == graph.cost(chosen.plan).filters == sum(
+        len(k) for k in chosen.plan.kept.values()) + 2
+
+
+def test_ratios_meet_floors_and_say_so(three: Graph) -> None:
+    scores = random_scores(three)
+    held = select_ratios(three, scores, {"first": 1.0, "block": 0.5}, floors=Floors(
+        layer_min={"block.0": 0.7}))
+    assert not held.reached
+    assert [len(k) for k in held.plan.kept.values()] == [1, 7, 3]
+    assert held.bound == {"first": "min_channels: first keeps 1",
+                          "block.0": "layer_min: block.0 keeps 0.7 of its channels"}
+    none = select_ratios(three, scores, {"first": 0.0})
+    assert none.reached
+    assert none.plan == three.whole()
+    rounded = select_ratios(three, scores, {"": 0.5}, round_to=4)
+    assert rounded.reached
+    assert [len(k) for k in rounded.plan.kept.values()] == [4, 8, 4]
+
+
+def test_ratios_count_from_the_whole_network(three: Graph) -> None:
+    start = three.plan({"first": range(5), "block.0": range(4)})
+    scores = random_scores(three, plan=start)
+    chosen = select_ratios(three, scores, {"first": 0.5, "block.0": 0.5}, start=start)
+    assert [len(k) for k in chosen.plan.kept.values()] == [4, 4, 6]
+
+
+def test_mistakes_in_ratios_are_said() -> None:
+    _, _, graph = traced(nets.residual)
+    coupled = next(g for g in graph.groups if len(g.layers) > 1)
+    one, two, *_ = coupled.layers
+    with pytest.raises(ConfigError, match=f"cut together differ: .*{two} 0.3"):
+        select_ratios(graph, random_scores(graph), {one: 0.5, two: 0.3})
+    with pytest.raises(ConfigError, match="1.5 must be from 0 to 1"):
+        select_ratios(graph, random_scores(graph), {one: 1.5})
+    with pytest.raises(ConfigError, match="ratios: unknown module 'nobody'"):
+        select_ratios(graph, random_scores(graph), {"nobody": 0.5})
+
+
+# --- one by one -----------------------------------------------------------------------------------
+
+
+def test_scores_are_taken_anew_after_every_removal(three: Graph) -> None:
+    """A score that is each channel's distance to its group's middle: the order moves as it goes."""
+    asked: list[Plan] = []
+
+    def rescore(plan: Plan) -> dict[str, Tensor]:
+        asked.append(plan)
+        return {g: (kept - kept.double().mean()).abs() for g, kept in plan.kept.items()}
+
+    chosen = select_one_by_one(three, rescore, filters_left(24 + 2 - 6))
+    assert chosen.reached
+    assert len(asked) == 6
+    kept = {g: list(range(n)) for g, n in (("first", 8), ("block.0", 10), ("block.1", 6))}
+    for _ in range(6):
+        distance = {(g, c): abs(c - sum(k) / len(k)) for g, k in kept.items() for c in k}
+        group, channel = min(distance, key=lambda key: distance[key])
+        kept[group].remove(channel)
+    assert chosen.plan.as_json() == kept
+
+
+def test_one_by_one_ends_where_floors_hold(three: Graph) -> None:
+    chosen = select_one_by_one(three, lambda plan: random_scores(three, plan=plan), never,
+                               floors=Floors(layer_min=0.5))
+    assert not chosen.reached
+    assert [len(k) for k in chosen.plan.kept.values()] == [4, 5, 3]
+    assert chosen.bound.keys() == {"first", "block.0", "block.1"}
+
+
+def test_with_fixed_scores_one_by_one_is_all_at_once() -> None:
+    _, _, graph = traced(nets.residual)
+    scores = random_scores(graph, seed=8)
+    for asked in (1, 4, 7):
+        anew = select_one_by_one(graph, lambda plan: {
+            g: scores[g][kept] for g, kept in plan.kept.items()}, after(graph, asked))
+        assert anew.plan == select(graph, scores, after(graph, asked)).plan
+
+
+def test_a_group_that_is_held_is_left_as_it_is(three: Graph) -> None:
+    start = three.plan({"first": range(6)})
+    chosen = select(three, random_scores(three, plan=start), never, start=start,
+                    held={"first": "for a reason"})
+    assert [len(k) for k in chosen.plan.kept.values()] == [6, 1, 1]
+    assert chosen.bound["first"] == "for a reason"
+
+
+def test_a_hundred_thousand_channels_are_chosen_from_in_a_moment() -> None:
+    """Linear in the channels: ten seconds here would be a loop over what a channel touches."""
+    layers = [nn.Linear(a, b, device="meta") for a, b in zip([4] + [2000] * 50, [2000] * 50)]
+    graph = trace(nn.Sequential(*layers, nn.Linear(2000, 2, device="meta")), torch.zeros(1, 4))
+    scores = random_scores(graph)
+    begun = time.process_time()
+    chosen = select(graph, scores, target_of(graph, {"macs": 0.5}).met, floors=Floors(
+        layer_min=0.1))
+    assert time.process_time() - begun < 10
+    assert chosen.reached
+    assert chosen.counts.macs == graph.cost(chosen.plan).macs
 
 
 # --- floors ---------------------------------------------------------------------------------------
@@ -216,7 +412,7 @@ def test_floors_hold_on_the_cut_model(net: nets.Net, seed: int, num_removals: in
     layers = {layer for g in graph.groups for layer in g.layers}
     where = positions(model, example, layers)
     whole, scores = Sizes(model, where), random_scores(graph, seed)
-    some = select(graph, scores, after(num_removals), floors=floors)
+    some = select(graph, scores, after(graph, num_removals), floors=floors)
     assert broken(live(model, graph, some.plan, where), whole, floors) == set()
     most = select(graph, scores, never, floors=floors)
     assert broken(live(model, graph, most.plan, where), whole, floors) == set()
@@ -395,6 +591,45 @@ def test_rounding_and_floors_together() -> None:
     graph = trace(ThreeLayers(), torch.zeros(1, 4, 1, 1))
     selection = select(graph, random_scores(graph), never, floors=Floors(layer_min=0.5), round_to=4)
     assert [len(k) for k in selection.plan.kept.values()] == [4, 8, 4]
+
+
+def one_after_the_other(graph: Graph, scores: dict[str, Tensor], asked: int, share: float,
+                        round_to: int) -> dict[str, list[int]]:
+    """The rule as a loop: lowest score first; a layer's share stays; widths are multiples."""
+    kept = {g.name: list(range(g.channels)) for g in graph.groups}
+    waiting: dict[str, list[int]] = {g: [] for g in kept}
+    queue = sorted((float(s), i, c) for i, g in enumerate(graph.groups)
+                   for c, s in enumerate(scores[g.name]))
+    stopped: set[str] = set()
+    for _, i, channel in queue:
+        group = graph.groups[i]
+        if sum(g.channels - len(kept[g.name]) for g in graph.groups) >= asked:
+            break
+        if group.name in stopped:
+            continue
+        waiting[group.name].append(channel)
+        left = [c for c in kept[group.name] if c not in waiting[group.name]]
+        if len(left) % round_to:
+            continue
+        writes = [set(w.number.tolist()) for w in group.writers]
+        if all(len(own & set(left)) >= max(1, share * len(own) - 1e-9) for own in writes):
+            kept[group.name], waiting[group.name] = left, []
+        else:
+            stopped.add(group.name)
+    return kept
+
+
+@pytest.mark.parametrize("round_to", [1, 2, 4])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.75])
+def test_the_choice_is_that_of_a_plain_loop(share: float, round_to: int) -> None:
+    for net in (nets.chain, nets.residual, nets.sum_with_concat, nets.unet_transposed):
+        _, _, graph = traced(net)
+        for asked in (0, 1, 5, 9, graph.channels):
+            scores = random_scores(graph, seed=asked)
+            chosen = select(graph, scores, after(graph, asked), floors=Floors(layer_min=share),
+                            round_to=round_to)
+            expected = one_after_the_other(graph, scores, asked, share, round_to)
+            assert chosen.plan.as_json() == expected
 
 
 # --- mistakes -------------------------------------------------------------------------------------

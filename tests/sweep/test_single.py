@@ -30,6 +30,9 @@ def test_a_run_is_its_steps_then_its_fine_tune(tmp_path: Path) -> None:
     assert len(tracked.curve("final_test_accuracy")) == 1
     assert [model.name for model in tracker.models.values()] == ["pruned"]
     assert single.reason == tracked.tags["stop_reason"] == "the percentage is reached"
+    assert single.ledger is not None
+    assert single.ledger.reached["filters"] == pytest.approx(1 - 14 / 36)
+    assert "ledger.json" in tracked.files
 
 
 def test_without_a_fine_tune_the_last_step_is_the_end(tmp_path: Path) -> None:

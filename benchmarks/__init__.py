@@ -1,0 +1,1 @@
+"""Proofs and measurements of the whole library: `python -m benchmarks.coverage`, `bench_engine`."""

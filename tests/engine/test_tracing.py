@@ -1,0 +1,96 @@
+"""When a network is exported: once, or once more where training runs other layers."""
+
+from collections.abc import Callable
+
+import nets
+import pytest
+import token_nets
+import torch
+from torch import Tensor, nn
+
+from harness.engine import tracing
+from harness.engine.tracing import trace
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The mode of every export that is made, from an empty memory on: is it training?"""
+    modes: list[bool] = []
+    real = tracing._export
+
+    def noted(blank: nn.Module, inputs: tuple[object, ...]) -> torch.export.ExportedProgram:
+        modes.append(blank.training)
+        return real(blank, inputs)
+
+    monkeypatch.setattr(tracing, "_export", noted)
+    monkeypatch.setattr(tracing, "_KNOWN", {})
+    return modes
+
+
+@pytest.mark.parametrize("net", [nets.chain, nets.residual, nets.tied_weights,
+                                 token_nets.vision_transformer, nets.instance_norm])
+def test_a_network_whose_training_runs_the_same_layers_is_exported_once(
+        net: nets.Net, exports: list[bool]) -> None:
+    """Batch norms and dropout train differently, but with the same parameters."""
+    trace(*net())
+    assert exports == [False]
+
+
+def test_dropout_is_no_other_layer(exports: list[bool]) -> None:
+    trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout2d(0.5), nets.head(8)),
+          torch.randn(2, 3, 8, 8))
+    assert exports == [False]
+
+
+def test_a_network_whose_training_runs_other_layers_is_exported_twice(exports: list[bool]) -> None:
+    model, example = nets.auxiliary_head()
+    graph = trace(model, example)
+    assert exports == [False, True]
+    assert ("aux.0.0.weight", 1) in {(s.tensor, s.dim) for s in graph["stem.0"].slices}
+
+
+class OtherUse(nn.Module):
+    """Training runs the same layers; what it does with their values differs."""
+
+    def __init__(self, train: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 3)
+        self.train_on = train
+
+    def forward(self, x: Tensor) -> object:
+        one, two = self.one(x), self.two(x)
+        last = self.last(one), self.last(two)
+        return (last, self.train_on(one, two)) if self.training else last
+
+
+def test_training_that_puts_out_more_is_exported_twice(exports: list[bool]) -> None:
+    """Nothing may be cut of what only training shows."""
+    graph = trace(OtherUse(lambda one, two: one), torch.randn(4, 5))
+    assert exports == [False, True]
+    assert graph.frozen["one"] == "output of the network"
+
+
+def test_the_counts_are_those_of_evaluation(exports: list[bool]) -> None:
+    model, example = nets.auxiliary_head()
+    macs = trace(model, example).cost().macs
+    assert exports == [False, True]
+    rest = [model.stem, model.body, model.head]
+    without = nn.Sequential(*rest)  # type: ignore[arg-type]
+    assert trace(without, example).cost().macs == macs
+
+
+def test_one_architecture_is_traced_once_whatever_its_weights(exports: list[bool]) -> None:
+    """Another width, another input or another forward is another architecture."""
+    def small(width: int = 8) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nets.head(width))
+
+    model = small()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    first = trace(model, torch.zeros(2, 3, 8, 8))
+    assert trace(small(), torch.ones(2, 3, 8, 8)) is first
+    assert len(exports) == 1
+    trace(small(6), torch.zeros(2, 3, 8, 8))
+    trace(small(), torch.zeros(2, 3, 9, 9))
+    trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nets.head(8)), torch.zeros(2, 3, 8, 8))
+    assert len(exports) == 4
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
