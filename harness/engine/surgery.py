@@ -63,7 +63,8 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
     places = {(name, dim): _places(*c) for c in cuts for name, dim in [(c[1], c[2])]}
     with Transaction(model), torch.no_grad():
         done: set[tuple[int, int]] = set()
-        for (name, dim), place in places.items():
+        # Whole rows are the quickest to copy, so they go first; then the rest is smaller.
+        for (name, dim), place in sorted(places.items(), key=lambda item: item[0][1]):
             tensor = tensors[name]
             if (id(tensor), dim) in done or len(place) == tensor.shape[dim]:
                 continue

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import nets
 import pytest
+import token_nets
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from engine.by_hand import random_plan, run, silenced, snapshot, traced
 from harness.engine.certificate import Certificate, certify
 from harness.engine.graph import Graph, Plan, Slice
+from harness.engine.pruner import prune
 from harness.engine.surgery import cut
 from harness.engine.tracing import trace
 from harness.errors import SurgeryError
@@ -116,9 +118,13 @@ def test_a_forgotten_reader_is_noticed() -> None:
     assert not certify(model, broken, graph, graph.whole(), plan, (example,)).holds
 
 
-def test_a_second_cut_is_compared_with_the_first() -> None:
+@pytest.mark.parametrize("net", [
+    nets.dense_concat, nets.group_norm, nets.convnext, nets.layer_norm_of_maps,
+    token_nets.vision_transformer, token_nets.windowed_attention_fused, token_nets.equations],
+    ids=nets.name)
+def test_a_second_cut_is_compared_with_the_first(net: nets.Net) -> None:
     """Original channel numbers, also when the dense one is cut already."""
-    model, example, graph = traced(nets.dense_concat)
+    model, example, graph = traced(net)
     first = random_plan(graph, seed=1)
     second = random_plan(graph, seed=2, start=first)
     cut(model, graph.whole(), first)
@@ -148,6 +154,55 @@ def test_a_network_that_is_deaf_is_not_controlled() -> None:
     assert certificate.holds
     assert not certificate.controlled
     assert not certificate.certified
+
+
+def test_where_only_queries_and_keys_are_cut_a_mistake_would_be_noticed() -> None:
+    """No weight reads them; a key that takes the place of another is seen to differ."""
+    model, example, graph = traced(token_nets.vision_transformer)
+    plan = graph.plan({"blocks.0.attend.query": [0, 1, 2], "blocks.1.attend.query": [2]})
+    assert certified(model, graph, plan, example).certified
+    other = graph.plan({"blocks.0.attend.query": [0, 1, 3], "blocks.1.attend.query": [2]})
+    assert not certified(model, graph, plan, example, wrong=other).holds
+
+
+def test_a_silent_query_that_stays_counts_in_the_scale() -> None:
+    """Attention scales by its width, not by what happens to be other than zero."""
+    model, example, graph = traced(token_nets.vision_transformer)
+    with torch.no_grad():
+        for name in ("weight", "bias"):  # column 1 of both heads
+            model.get_parameter(f"blocks.0.attend.query.{name}")[[1, 5]] = 0.0
+    plan = graph.plan({"blocks.0.attend.query": [0, 1, 2]})
+    assert certified(model, graph, plan, example).certified
+
+
+def test_attention_that_scales_by_its_width_in_python_is_refused() -> None:
+    """A trace sees a constant where the cut network computes another."""
+    model, example = nets.scale_by_width()
+    graph = trace(model, example)
+    assert "query" in {g.name for g in graph.groups}
+    assert isinstance(example, Tensor)
+    plan = graph.plan({"query": [0, 1, 2]})
+    assert not certified(model, graph, plan, (example,)).holds
+    result = prune(model, example, target={"channels": 0.2})
+    assert "computes with its width" in result.frozen["query"]
+    assert result.certificate is not None
+    assert result.certificate.certified
+    assert model.get_parameter("query.weight").shape[0] == 8
+
+
+def test_a_norm_over_one_channel_puts_out_its_shift() -> None:
+    """By hand: of one channel nothing is left when its mean goes."""
+    norm = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    inputs = torch.randn(4, 5)
+    graph = trace(norm, inputs)
+    nn.init.normal_(norm.get_parameter("1.bias"))
+    plan = graph.plan({"0": [4]})
+    small = copy.deepcopy(norm)
+    cut(small, graph.whole(), plan)
+    expected = (norm.get_parameter("2.weight")[:, 4] * norm.get_parameter("1.bias")[4]
+                + norm.get_parameter("2.bias"))
+    torch.testing.assert_close(small(inputs), expected.expand(4, 3))
+    assert certify(norm, small, graph, graph.whole(), plan, inputs).holds
 
 
 def test_outputs_that_are_not_finite_do_not_certify() -> None:

@@ -2,6 +2,7 @@
 
 import nets
 import pytest
+import token_nets
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +52,10 @@ def test_filters_of_a_group_count_every_convolution_that_writes_it() -> None:
     assert double["0.0"].filters.tolist() == [1 + 2] * 5
     _, _, unet = traced(nets.unet_transposed)
     assert unet["up"].filters.tolist() == [1] * 5
+    _, _, transposed = traced(nets.depthwise_transposed)
+    assert transposed["0.0"].filters.tolist() == [1 + 1] * 8
+    _, _, halves = traced(nets.grouped_transposed)  # a position writes for both groups
+    assert halves["1"].filters.tolist() == [2] * 3
     _, _, unequal = traced(nets.sum_with_concat)  # 4 + 6 beside each other, 10 that meet them
     assert unequal["a"].filters.tolist() == [2] * 10
 
@@ -109,6 +114,117 @@ def test_one_weight_used_twice_is_one_slice() -> None:
     assert plan.parameters["two.weight"][1].tolist() == [1, 4]
     _, _, transposed = traced(nets.tied_transposed)
     assert part(transposed, "encode", "encode.weight", 0).roles == {"writer", "reader"}
+
+
+def test_halves_of_a_gated_unit_go_together() -> None:
+    _, _, graph = traced(nets.gated_linear_unit)  # 12 -> 6, 8 -> 4
+    assert part(graph, "0", "0.weight", 0).channel.tolist() == [*range(6)] * 2
+    assert part(graph, "4", "4.bias", 0).channel.tolist() == [*range(4)] * 2
+    assert part(graph, "0", "2.weight", 1).channel.tolist() == [*range(6)]
+
+
+def test_pixels_are_dealt_out_in_blocks_of_four() -> None:
+    """Four neighbours become one channel; one channel becomes four."""
+    _, _, graph = traced(nets.pixel_shuffle)  # 12 -> 3 -> 5 -> 20 -> 6
+    assert part(graph, "0.0", "0.0.weight", 0).channel.tolist() == [
+        c for c in range(3) for _ in range(4)]
+    assert part(graph, "2.0", "4.weight", 1).channel.tolist() == [
+        c for c in range(5) for _ in range(4)]
+
+
+def test_groups_of_a_norm_lose_the_same_positions() -> None:
+    """Two groups of four; one group of all; and a group for each, which goes."""
+    _, _, graph = traced(nets.group_norm)
+    assert part(graph, "0", "1.weight", 0).channel.tolist() == [*range(4)] * 2
+    assert graph["3"].channels == 6
+    _, _, each = traced(nets.group_norm_of_each)
+    assert part(each, "0", "1.bias", 0).channel.tolist() == [*range(8)]
+
+
+def test_a_norm_of_maps_shrinks_along_the_channels() -> None:
+    _, _, graph = traced(nets.layer_norm_of_maps)
+    assert part(graph, "0", "1.weight", 0).channel.tolist() == [*range(8)]
+    assert {s.dim for s in graph["0"].slices if s.tensor == "1.bias"} == {0}
+
+
+def test_own_parameters_go_with_the_channels_they_meet() -> None:
+    _, _, scaled = traced(nets.own_scale)
+    assert {(s.tensor, s.dim) for s in scaled["0"].slices if "1." in s.tensor} == {
+        ("1.scale", 1), ("1.shift", 0)}
+    _, _, tokens = traced(token_nets.vision_transformer)
+    assert {(s.tensor, s.dim) for s in tokens["patches"].slices if s.tensor in (
+        "label", "places")} == {("label", 2), ("places", 2)}
+
+
+def test_columns_of_attention_heads_go_together() -> None:
+    """Two heads of four: column c of both. Queries with keys, and values by themselves."""
+    _, _, graph = traced(token_nets.vision_transformer)
+    queries, values = graph["blocks.0.attend.query"], graph["blocks.0.attend.value"]
+    assert queries.layers == ("blocks.0.attend.query", "blocks.0.attend.key")
+    assert part(graph, queries.name, "blocks.0.attend.key.weight", 0).channel.tolist() == [
+        *range(4)] * 2
+    assert (queries.contracted, queries.readers) == (True, ())
+    assert (values.contracted, [s.tensor for s in values.readers]) == (
+        False, ["blocks.0.attend.out.weight"])
+
+
+def test_whole_heads_go_where_their_number_is_open() -> None:
+    """Three of two columns, packed with keys and values; with a bias for each."""
+    _, _, graph = traced(token_nets.windowed_attention)
+    heads = part(graph, "windows.0.together", "windows.0.together.weight", 0)
+    assert heads.channel.tolist() == [0, 0, 1, 1, 2, 2] * 3
+    assert part(graph, "windows.0.together", "windows.0.table", 1).channel.tolist() == [0, 1, 2]
+    assert not graph["windows.0.together"].contracted
+
+
+def test_products_of_activations_cost_less_with_every_channel() -> None:
+    """They are no tensors of the model: 5 x 5 scores of 2 heads, 4 columns each."""
+    model, _, graph = traced(token_nets.vision_transformer)
+    (columns,) = [s for s in graph["blocks.0.attend.query"].slices if "product" in s.roles]
+    assert columns.tensor.startswith("@scaled_dot_product_attention")
+    assert not graph.is_parameter(columns.tensor)
+    assert columns.tensor not in graph.names
+    whole = graph.cost()
+    narrow = graph.cost(graph.plan({"blocks.0.attend.query": [0, 1, 2]}))
+    projections = 2 * 2 * 6 * 5  # two layers of six inputs lose a column of both heads, 5 tokens
+    assert whole.macs - narrow.macs == 2 * 5 * 5 + projections
+    assert whole.params - narrow.params == 2 * 2 * (6 + 1)
+    assert sum(p.numel() for p in model.parameters()) == whole.params
+
+
+def test_rows_of_a_token_layer_are_counted_with_the_channels() -> None:
+    """A linear layer over 4 tokens, 6 times: a channel less is a row less."""
+    _, _, graph = traced(token_nets.token_mixing)
+    cost, less = graph.cost(), graph.cost(graph.plan({"patches": range(5)}))
+    by_layer = {c.layer: c.macs for c in cost.layers}
+    left = {c.layer: c.macs for c in less.layers}
+    assert (by_layer["tokens.0"], left["tokens.0"]) == (6 * 4 * 5, 5 * 4 * 5)
+    assert graph.frozen["tokens.2"] == "they meet values that cannot be cut"
+
+
+def test_one_weight_may_write_two_kinds_of_channels() -> None:
+    """Heads and their columns; every group has a name of its own."""
+    _, _, graph = traced(token_nets.equations)
+    names = [g.name for g in graph.groups]
+    assert len(set(names)) == len(names)
+    assert graph["value"].channels == 3
+    assert graph["value (dimension 2)"].channels == 4
+    _, _, tied = traced(token_nets.tied_embedding)
+    assert tied.frozen == {"table (dimension 0)": "output of the network"}
+    assert part(tied, "table", "table.weight", 1).roles == {"writer", "reader"}
+
+
+def test_channels_that_stay_are_listed_by_their_number() -> None:
+    """Zeros stand beside the shortcut: of ten channels the two at either end stay."""
+    _, _, graph = traced(nets.padded_shortcut)
+    assert graph.frozen == {"0.0 (4 of 10 channels)": "they meet values that cannot be cut",
+                            "2.2": "output of the network"}
+    free = [-1, -1, *range(6), -1, -1]
+    assert part(graph, "0.0", "1.second.0.weight", 0).channel.tolist() == free
+    assert part(graph, "0.0", "0.0.weight", 0).channel.tolist() == [*range(6)]
+    assert graph["0.0"].filters.tolist() == [2] * 6
+    _, _, beside = traced(nets.beside_input)
+    assert beside.frozen["first.0 (3 of 8 channels)"] == "they meet values that cannot be cut"
 
 
 def test_what_only_training_runs_is_traced_too() -> None:
