@@ -29,7 +29,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "config"}
 # Inside the engine the order is finer; `__init__` imports nothing.
 ENGINE: tuple[frozenset[str], ...] = (
-    frozenset({"rules", "cost", "inventory"}), frozenset({"graph"}),
+    frozenset({"axes", "cost", "inventory"}), frozenset({"product_rules", "value_rules"}),
+    frozenset({"layer_rules", "motion_rules"}), frozenset({"rules"}), frozenset({"graph"}),
     frozenset({"tally", "latency"}), frozenset({"floors"}), frozenset({"choices", "targets"}),
     frozenset({"evidence", "selection", "surgery", "certificate", "tracer", "structure",
                "folding", "ledger", "lineage", "optimizer"}),

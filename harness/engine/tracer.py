@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from harness.engine.axes import Axes, Axis, Ids, argument, operator
 from harness.engine.cost import Product
 from harness.engine.graph import Graph, Group, Slice, layer_of
-from harness.engine.rules import LAYERS, RULES, Axes, Axis, Ids, argument, operator
+from harness.engine.rules import LAYERS, RULES
 
 # Modules whose output a gate may stand on: one call, one tensor, channels in a known dimension.
 _GATED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
