@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     "prune": "harness.engine.pruner",
     "Result": "harness.engine.pruner",
-    "trace": "harness.engine.graph",
+    "trace": "harness.engine.tracing",
     "Graph": "harness.engine.graph",
     "Group": "harness.engine.graph",
     "Plan": "harness.engine.graph",

@@ -19,12 +19,13 @@ KINDS: dict[str, str] = {
     "ignored": r"ignored by name",
     "size in forward": r"size written in forward|forward computes with",
     "not in the trace": r"no traced forward uses it|only \S+ uses it",
-    "unknown operator": r"has no rule|puts out several|on the fly|grouped transposed",
+    "unknown operator": r"has no rule|no scale of its own|puts out several|on the fly",
     "divisibility": r"only go together|round_to|multiple|do(es)? not divide|equal parts",
     "channels mixed": r"mixes? them|the dimension that holds them|norm over them|two kinds of",
     "shared tensor": r"is also used by|used twice",
     "coupled to what stays": r"cannot be cut|channels that stay|fixed",
-    "not asked for": r"only_follow|type asked for",
+    "not asked for": r"only_follow|type asked|only cut as a consequence|no convolution of the type",
+    "only channel": r"its only channel",
 }
 COUPLED = "coupled to an ignored layer"
 FLOOR, NOT_CHOSEN, OTHER = "floor", "not chosen", "other"
@@ -53,11 +54,15 @@ class GroupLine:
 
 @dataclass(frozen=True)
 class Whole:
-    """What kept all of its channels: a group or a layer, the kind of reason, and the reason."""
+    """What kept all of its channels: a group or a layer, the kind of reason, and the reason.
+
+    layers: those that write the group.
+    """
 
     name: str
     kind: str
     reason: str
+    layers: tuple[str, ...] = ()
 
 
 class Table(NamedTuple):
@@ -101,7 +106,7 @@ class Ledger:
             rows.append((line.group, line.kept, line.original, line.had - line.kept or None,
                          _span(line.removed_scores), _span(line.kept_scores), why))
         own = {line.group for line in self.groups}
-        rows += [(w.name, None, None, None, None, None, _text(w)) for w in self.whole
+        rows += [(_with_others(w), None, None, None, None, None, _text(w)) for w in self.whole
                  if w.name not in own]
         notes = [] if self.changed else ["this step changed nothing"]
         if self.collapsed:
@@ -122,7 +127,8 @@ def ledger(graph: Graph, before: Plan, after: Plan, *, asked: Mapping[str, float
     lines = tuple(_line(g, before, after, (scores or {}).get(g.name), held.get(g.name, ""))
                   for g in graph.groups)
     whole = [_whole(line, lines, round_to) for line in lines if line.kept == line.original]
-    whole += [Whole(name, kind_of(name, reason), reason) for name, reason in graph.frozen.items()]
+    whole += [Whole(name, kind_of(name, reason), reason, graph.layers.get(name, ()))
+              for name, reason in graph.frozen.items()]
     return Ledger(dict(asked), dict(reached), lines, tuple(whole),
                   tuple(_collapsed(graph, after)), graph.notes)
 
@@ -149,12 +155,13 @@ def _whole(line: GroupLine, lines: Iterable[GroupLine], round_to: int) -> Whole:
     """Why a group that could have been cut was not."""
     if line.bound:
         kind = kind_of(line.group, line.bound)
-        return Whole(line.group, FLOOR if kind == OTHER else kind, line.bound)
+        return Whole(line.group, FLOOR if kind == OTHER else kind, line.bound, line.layers)
     highest = max((n.removed_scores[1] for n in lines if n.removed_scores), default=None)
     is_low = highest is not None and line.kept_scores is not None and line.kept_scores[0] < highest
     if round_to > 1 and is_low:
-        return Whole(line.group, "divisibility", f"its width stays a multiple of {round_to}")
-    return Whole(line.group, NOT_CHOSEN, "none of its channels was chosen")
+        return Whole(line.group, "divisibility", f"its width stays a multiple of {round_to}",
+                     line.layers)
+    return Whole(line.group, NOT_CHOSEN, "none of its channels was chosen", line.layers)
 
 
 def _range(scores: Tensor) -> Range | None:
@@ -163,6 +170,12 @@ def _range(scores: Tensor) -> Range | None:
 
 def _span(scores: Range | None) -> str | None:
     return None if scores is None else f"{scores[0]:.3g} to {scores[1]:.3g}"
+
+
+def _with_others(whole: Whole) -> str:
+    """Name of a group, and how many more layers write it."""
+    more = len(whole.layers) - 1
+    return f"{whole.name} (and {more} more)" if more > 0 else whole.name
 
 
 def _text(whole: Whole) -> str:

@@ -45,7 +45,8 @@ def test_it_goes_to_json_and_back() -> None:
     assert told["asked"] == {"filters": 0.25}
     assert told["changed"] is True
     assert told["groups"][0]["removed_scores"] == [1.0, 3.0]
-    assert told["whole"][1] == {"name": "3.2", "kind": "output", "reason": "output of the network"}
+    assert told["whole"][1] == {
+        "name": "3.2", "kind": "output", "reason": "output of the network", "layers": ["3.2"]}
 
 
 def test_a_person_reads_it() -> None:
@@ -80,8 +81,8 @@ def test_a_width_that_must_stay_a_multiple_is_told() -> None:
     kept: dict[int, list[Whole]] = {
         to: [w for w in ledger(graph, graph.whole(), after, asked={}, reached={}, scores=scores,
                                round_to=to).whole if w.name == "2.0"] for to in (1, 8)}
-    assert kept[1] == [Whole("2.0", "not chosen", "none of its channels was chosen")]
-    assert kept[8] == [Whole("2.0", "divisibility", "its width stays a multiple of 8")]
+    assert kept[1] == [Whole("2.0", "not chosen", "none of its channels was chosen", ("2.0",))]
+    assert kept[8] == [Whole("2.0", "divisibility", "its width stays a multiple of 8", ("2.0",))]
 
 
 def test_layers_of_which_next_to_nothing_is_left_are_named() -> None:
