@@ -169,16 +169,19 @@ def token_mixing() -> Made:
 
 
 class OwnWeight(nn.Module):
-    """x W + b with tensors of its own, (in, out)."""
+    """x W + b with tensors of its own, (in, out); in two operators or in one."""
 
     reads: ClassVar[Dims] = {"weight": (0,)}
 
-    def __init__(self, incoming: int, outgoing: int) -> None:
+    def __init__(self, incoming: int, outgoing: int, *, is_one: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(incoming, outgoing) / incoming ** 0.5)
         self.shift = nn.Parameter(torch.randn(outgoing))
+        self.is_one = is_one
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_one:
+            return torch.addmm(self.shift, x, self.weight)
         return x @ self.weight + self.shift
 
 
@@ -196,7 +199,7 @@ class Turned(nn.Module):
 def own_weight() -> Made:
     return made(lambda: nn.Sequential(
         nn.Linear(5, 8), nn.ReLU(), OwnWeight(8, 6), nn.Tanh(), Turned(6, 7), nn.Tanh(),
-        OwnWeight(7, 6), nn.Linear(6, 3)), (4, 5))
+        OwnWeight(7, 6, is_one=True), nn.Linear(6, 3)), (4, 5))
 
 
 class Equations(nn.Module):

@@ -129,6 +129,18 @@ def _computed_linear(walk: Walk, node: Node, source: Any, weight: Any, bias: Any
     return result
 
 
+def vector_and_product(walk: Walk, node: Node) -> Axes:
+    """addmm: a linear layer whose matrix is (in, out). The vector goes with the columns."""
+    bias, a, b = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
+    result = contract(walk, node, [(a, ["n", "k"]), (b, ["k", "m"])], ["n", "m"])
+    if len(walk.shape(bias)) == 1:
+        _affine(walk, bias, next((axis.ids for axis in result if axis.dim == 1), None))
+        return result
+    for axis in (*result, *walk.axes(bias)):
+        walk.freeze(axis.ids, "a matrix is added to their product")
+    return ()
+
+
 def batch_norm(walk: Walk, node: Node) -> Axes:
     """Keeps every channel to itself; its vectors shrink with the channels."""
     return _per_channel(walk, node, node.args[1:5], "a batch norm")

@@ -6,15 +6,16 @@ where it fails, or puts out other shapes, the groups that do so are found and fr
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from harness.engine.graph import Example, Graph, Group, Plan
+from harness.engine.graph import Example, Graph, Group, Plan, layer_of
 from harness.engine.surgery import Transaction, cut
 from harness.errors import GraphError
 
@@ -94,6 +95,19 @@ class Forward:
                 return failure
         return None
 
+    def calls(self, modules: Sequence[str]) -> dict[str, "Forward"]:
+        """The forwards of these modules, as the whole calls them in its first mode."""
+        seen: dict[str, tuple[Any, ...]] = {}
+        handles = [self._model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: seen.setdefault(name, args) and None) for name in modules]
+        try:
+            self._run(self._ways[0])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: Forward(self._model.get_submodule(name), args)
+                for name, args in seen.items()}
+
     def _run(self, way: _Way) -> tuple[str | None, Sequence[tuple[int, ...]]]:
         is_blank = all(p.is_meta for p in self._model.parameters())
         model = self._model
@@ -145,8 +159,46 @@ def freeze_sizes_in_forward(graph: Graph, model: nn.Module, example: Example) ->
             culprits = sizes_in_forward(blank, graph, graph.whole(), half, forward)
             if not culprits:
                 break
-            graph = graph.freeze(culprits)
+            more = [why for name in culprits for why in _kin(blank, graph, name, halves, forward)]
+            graph = graph.freeze(culprits | dict(more))
     return graph
+
+
+def _kin(blank: nn.Module, graph: Graph, guilty: str, halves: Mapping[str, Tensor],
+         forward: Forward) -> Iterator[tuple[str, str]]:
+    """Groups that lie in other modules of one class as the guilty one lies in its own, and fail.
+
+    Networks repeat their blocks. A group inside a module is tried by that module alone, on what
+    came in when the whole ran: much sooner than by running the whole again.
+    """
+    seat = _seat(blank, graph[guilty])
+    alike = {_seat(blank, g).module: g for g in graph.groups
+             if g.name != guilty and _seat(blank, g).form == seat.form and seat.module}
+    calls = forward.calls(list(alike))
+    for module, group in alike.items():
+        if module in calls:
+            alone = graph.plan({group.name: halves[group.name]})
+            why = _failure(blank, graph.whole(), alone, calls[module])
+            if why is not None:
+                yield group.name, f"size written in forward ({why})"
+
+
+class _Seat(NamedTuple):
+    """The module that holds all tensors of a group; its class, and which tensors they are."""
+
+    module: str
+    form: tuple[type, frozenset[tuple[str, int]]]
+
+
+def _seat(model: nn.Module, group: Group) -> _Seat:
+    tensors = [s.tensor for s in group.slices if "product" not in s.roles]
+    module = layer_of(tensors[0])
+    while module and (not all(t.startswith(f"{module}.") for t in tensors)
+                      or isinstance(model.get_submodule(module), nn.Sequential | nn.ModuleList)):
+        module = layer_of(module)
+    inside = frozenset((s.tensor.removeprefix(f"{module}."), s.dim) for s in group.slices
+                       if "product" not in s.roles)
+    return _Seat(module, (type(model.get_submodule(module)), inside))
 
 
 def _halves(graph: Graph) -> dict[str, Tensor]:
@@ -165,28 +217,31 @@ def _halves(graph: Graph) -> dict[str, Tensor]:
 
 def sizes_in_forward(model: nn.Module, graph: Graph, before: Plan, after: Plan, forward: Forward,
                      ) -> dict[str, str]:
-    """Groups that, cut from `before` to `after`, break the forward; {} if it runs.
+    """A group that breaks the forward when `before` is cut to `after`, and how; {} if it runs.
 
-    Suspects are the groups that the failing module holds tensors of, then those of the modules
-    around it. Those that fail alone are guilty; if none does, all of the first suspects are.
+    Suspects are the groups that the failing module holds tensors of, or else those around it; by
+    halves they are tried without the others. Of several that fail only together, one is named.
     """
     if before == after:
         return {}
     failure = _failure(model, before, after, forward)
     if failure is None:
         return {}
-    first: Sequence[Group] = ()
-    for suspects in _suspects(graph, before, after, forward.where):
-        first = first or suspects
-        guilty = {}
-        for group in suspects:
-            alone = graph.plan({**before.kept, group.name: after.kept[group.name]})
-            why = failure if alone == after else _failure(model, before, alone, forward)
-            if why is not None:
-                guilty[group.name] = f"size written in forward ({why})"
-        if guilty:
-            return guilty
-    return {g.name: f"size written in forward ({failure})" for g in first}
+
+    def failure_of(some: Sequence[Group]) -> str | None:
+        kept = {**before.kept, **{g.name: after.kept[g.name] for g in some}}
+        return _failure(model, before, graph.plan(kept), forward)
+
+    was_brief, forward.is_brief = forward.is_brief, True  # the mode that failed comes first now
+    rings = list(_suspects(graph, before, after, forward.where))
+    suspects = next((ring for ring in rings if len(rings) == 1 or failure_of(ring)), rings[0])
+    while len(suspects) > 1:
+        some = suspects[: len(suspects) // 2]
+        why = failure_of(some)
+        suspects = suspects[len(some):] if why is None else some
+        failure = why or failure
+    forward.is_brief = was_brief
+    return {g.name: f"size written in forward ({failure})" for g in suspects}
 
 
 def _failure(model: nn.Module, before: Plan, after: Plan, forward: Forward) -> str | None:

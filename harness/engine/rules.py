@@ -45,6 +45,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"],
                     layer_rules.transposed_convolution),
     "linear": layer_rules.linear,
+    "addmm": layer_rules.vector_and_product,
     "batch_norm": layer_rules.batch_norm,
     **dict.fromkeys(["layer_norm", "rms_norm"], layer_rules.layer_norm),
     "group_norm": layer_rules.group_norm,

@@ -16,7 +16,8 @@ from harness.engine.rules import LAYERS, RULES
 # Modules whose output a gate may stand on: one call, one tensor, channels in a known dimension.
 _GATED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
           nn.ConvTranspose3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear)
-_COUNTED = LAYERS | {"matmul", "mm", "bmm", "mv", "dot", "einsum", "scaled_dot_product_attention"}
+_COUNTED = LAYERS | {"matmul", "mm", "bmm", "mv", "dot", "addmm", "einsum",
+                     "scaled_dot_product_attention"}
 
 
 class Tracer:
