@@ -1,10 +1,12 @@
 """Trace a network: on the meta device, where nothing is computed or allocated."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness.engine.graph import Example, Graph
 from harness.engine.rehearsal import freeze_sizes_in_forward, meta_copy, meta_inputs
@@ -57,15 +59,20 @@ def _traced(model: nn.Module, example: Example) -> Graph:
 
 def _export(blank: nn.Module, inputs: tuple[object, ...]) -> torch.export.ExportedProgram:
     """Tensors that the forward itself makes belong on the meta device too; that costs time."""
-    try:
-        return torch.export.export(blank, inputs, strict=False)
-    except Exception:
-        with torch.device("meta"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the forward's own ways, which are the user's
+        try:
             return torch.export.export(blank, inputs, strict=False)
+        except Exception:
+            with torch.device("meta"):
+                return torch.export.export(blank, inputs, strict=False)
 
 
 def _trains_the_same(blank: nn.Module, inputs: tuple[object, ...]) -> bool:
-    """Whether training puts the same parameters to the same uses, and puts out the same shapes."""
+    """Whether training puts the same parameters to the same uses, and puts out the same shapes.
+
+    Also noted is where values of several channels meet; dropout and stochastic depth do not.
+    """
     try:
         return _uses(blank.eval(), inputs) == _uses(blank.train(), inputs)
     except Exception:  # whatever a forward raises on meta; the export will tell
@@ -75,26 +82,37 @@ def _trains_the_same(blank: nn.Module, inputs: tuple[object, ...]) -> bool:
 def _uses(blank: nn.Module, inputs: tuple[object, ...]) -> tuple[object, object]:
     with torch.no_grad(), torch.device("meta"), _Uses(blank) as uses:
         out = blank(*inputs)
-    shapes = torch.utils._pytree.tree_map(lambda t: getattr(t, "shape", None), out)
-    return uses.seen, shapes
+    return uses.seen, [tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor)]
 
 
 class _Uses(TorchDispatchMode):
-    """Notes, for every operator that takes a parameter, which one and of what shape the rest is."""
+    """Notes operators that take a parameter, and those in which channels may meet, with shapes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[tuple[str, tuple[object, ...]]] = []
         self._names = {id(p): name for name, p in model.named_parameters()}
+        self._noise: dict[int, object] = {}  # kept, so that no other object gets its id
 
     def __torch_dispatch__(self, func: Callable[..., object], types: object,
                            args: tuple[object, ...] = (),
                            kwargs: dict[str, object] | None = None) -> object:
-        taken = tuple(self._names.get(id(a)) or tuple(a.shape)
-                      for a in args if isinstance(a, Tensor))
-        if any(isinstance(t, str) for t in taken):
+        tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)
+                   and id(a) not in self._noise]
+        taken = tuple(self._names.get(id(t)) or tuple(t.shape) for t in tensors)
+        if any(isinstance(t, str) for t in taken) or _meet([t.shape for t in tensors]):
             self.seen.append((str(func), taken))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if any(word in str(func) for word in ("bernoulli", "rand", "empty")):
+            self._noise[id(out)] = out
+        return out
+
+
+def _meet(shapes: list[torch.Size]) -> bool:
+    """Whether two of the shapes are wide along one dimension, examples apart."""
+    aligned = [dict(zip(range(-1, -len(shape) - 1, -1), reversed(shape))) for shape in shapes]
+    wide = [{d for d, size in each.items() if size > 1 and d > -len(each)} for each in aligned]
+    return any(a & b for n, a in enumerate(wide) for b in wide[:n])
 
 
 def _batch(inputs: tuple[object, ...]) -> int:

@@ -94,3 +94,39 @@ def test_one_architecture_is_traced_once_whatever_its_weights(exports: list[bool
     trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nets.head(8)), torch.zeros(2, 3, 8, 8))
     assert len(exports) == 4
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_values_that_meet_in_training_alone_are_tied() -> None:
+    """No parameter is used otherwise there, only two values that evaluation keeps apart."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(5, 8), nn.Linear(5, 8)
+            self.last, self.end = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, two = self.one(x), self.two(x)
+            out: Tensor = self.last(one + 0.1 * two if self.training else one) + self.end(two)
+            return out
+
+    graph = trace(Mixed(), torch.zeros(2, 5))
+    assert [set(g.layers) for g in graph.groups] == [{"one", "two"}]
+
+
+def test_an_operator_of_many_values_is_refused_and_named() -> None:
+    """A recurrent layer: whatever torch.export has to say about it, the answer is a reason."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.lstm = nn.Linear(5, 6), nn.LSTM(6, 4, batch_first=True)
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.lstm(self.first(x))[0])
+            return out
+
+    graph = trace(Recurrent(), torch.zeros(2, 7, 5))
+    assert graph.groups == ()
+    assert "lstm" in graph.frozen["first"]
