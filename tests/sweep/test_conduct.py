@@ -175,7 +175,8 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
             method = getattr(owner, name)
 
             def guarded(*given: Any, _method: Callable[..., Any] = method) -> Any:
-                lives[-1].write()
+                if lives:  # opening the experiment keeps its graph before any life begins
+                    lives[-1].write()
                 return _method(*given)
 
             monkeypatch.setattr(owner, name, guarded)
