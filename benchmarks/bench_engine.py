@@ -1,6 +1,6 @@
 """The engine side by side with Torch-Pruning: first use, a pruning step, surgery, memory.
 
-    python -m benchmarks.bench_engine [MODEL ...] [--rounds 5] [--no-surgery]
+    python -m benchmarks.bench_engine [MODEL ...] [--rounds 5] [--threads 1] [--no-surgery]
 
 Both libraries run in one process, interleaved, the order changing with every round; medians. First
 use is measured in fresh processes. What the peer cannot build within its limits is left out, by
@@ -36,6 +36,7 @@ Measure = Callable[[argparse.Namespace], Answer]
 
 def main(argv: list[str] | None = None) -> int:
     asked = _arguments(argv)
+    torch.set_num_threads(asked.threads)
     if asked.child:
         answer(CHILDREN[asked.child](asked))
         return 0
@@ -73,7 +74,7 @@ def _model(name: str, asked: argparse.Namespace) -> Answer:
 
 def _child(what: str, name: str, asked: argparse.Namespace, *options: str,
            limit_s: float = LIMIT_S) -> Answer:
-    common = ["--child", what, "--rounds", str(asked.rounds)]
+    common = ["--child", what, "--rounds", str(asked.rounds), "--threads", str(asked.threads)]
     common += ["--size", str(asked.size)] if asked.size else []
     return ask("benchmarks.bench_engine", name, *common, *options, limit_s=limit_s)
 
@@ -232,6 +233,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(MODELS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, help="side of the pictures (default: the network's)")
+    # One: with two, whoever else takes a core slows both sides down, tens of times.
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--no-surgery", action="store_true", help="leave out 512 filters of VGG-16")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     for option in ("--no-peer", "--peer-first"):
