@@ -4,9 +4,8 @@ The file is a safetensors file; its header holds the plan as JSON and free metad
 whole module of the same architecture is cut by the plan and given the weights.
 """
 
-import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.engine.graph import Plan
-from harness.engine.surgery import Transaction, cut_parameters
+from harness.engine.surgery import Transaction, copied, cut_parameters, misfits
 from harness.errors import ModelError
 from harness.store import write_whole
 
@@ -35,8 +34,19 @@ class Checkpoint:
 
 def save_pruned(module: nn.Module, plan: Plan | Parameters, path: str | Path, *,
                 metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a pruned module's plan and weights; `metadata` must be JSON."""
+    """Write a pruned module's plan and weights; `metadata` must be JSON.
+
+    Raises ModelError for what could not be loaded again: a module that is not cut by the plan,
+    weights that are not finite.
+    """
     parameters = plan.parameters if isinstance(plan, Plan) else plan
+    if not isinstance(parameters, Mapping):
+        raise ModelError(f"give the plan to be saved, result.plan, not a {type(plan).__name__}.")
+    wrong = misfits(module, parameters)
+    wrong += [f"{name} holds numbers that are not finite" for name, p in module.named_parameters()
+              if p.is_floating_point() and not bool(p.isfinite().all())]
+    if wrong:
+        raise ModelError(f"this network cannot be saved with this plan: {_few(wrong)}")
     kept = {name: {str(dim): indices.tolist() for dim, indices in dims.items()}
             for name, dims in parameters.items()}
     header = {"format": "harness.pruned.1", "parameters": json.dumps(kept),
@@ -88,19 +98,33 @@ def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Ten
     wrong += [f"{n} has shape {tuple(tensors[n].shape)}, the network needs {tuple(t.shape)}"
               for n, t in own.items() if n in tensors and tensors[n].shape != t.shape]
     wrong += [f"{n} holds numbers that are not finite" for n, t in tensors.items()
-              if t.is_floating_point() and not bool(t.isfinite().all())]
+              if not _is_finite(t, own.get(n))]
     if wrong:
-        raise ModelError("the weights do not fit: " + "; ".join(wrong[:8])
-                         + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
+        raise ModelError(f"the weights do not fit: {_few(wrong)}")
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        for name, tensor in own.items():  # in tensors of their own: what was there can be put back
+            tensor.data = torch.empty_like(tensor.data).copy_(tensors[name])
+
+
+def _is_finite(given: Tensor, own: Tensor | None) -> bool:
+    """But for places where the network's own buffer is not, such as a mask of -infinity."""
+    if not given.is_floating_point():
+        return True
+    good = given.isfinite()
+    if own is not None and own.shape == given.shape and not isinstance(own, nn.Parameter):
+        good = good | ~own.detach().cpu().isfinite()
+    return bool(good.all())
+
+
+def _few(wrong: Sequence[str], most: int = 8) -> str:
+    more = f"; and {len(wrong) - most} more" if len(wrong) > most else ""
+    return "; ".join(wrong[:most]) + more
 
 
 def rebuilt(template: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor],
             ) -> nn.Module:
     """The same on a copy; the template stays whole."""
-    module = copy.deepcopy(template)
+    module = copied(template)
     rebuild(module, parameters, tensors)
     return module
 

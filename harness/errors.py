@@ -17,6 +17,7 @@ HarnessError
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import TracebackType
 
 
 class HarnessError(Exception):
@@ -69,6 +70,33 @@ class StudyError(HarnessError):
 
 class ExportError(HarnessError):
     pass
+
+
+class Mistakes:
+    """Collects what several checks refuse, each in a `with` block, so that all is told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[HarnessError] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> bool:
+        if not isinstance(error, ConfigError | UnknownName):
+            return False
+        self._found.append(error)
+        return True
+
+    def add(self, *texts: str) -> None:
+        self._found += [ConfigError(text) for text in texts]
+
+    def tell(self) -> None:
+        """Raises the one that was found, or a ConfigError of several."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            raise ConfigError("\n".join(str(error) for error in self._found))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ settings are called, and a killed trial starts again at its last stage. All rand
 is seeded from its key: the result does not depend on what was in the store, or on the order.
 """
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path as FilePath
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from harness.checkpoint import rebuild, rebuilt, state_of
 from harness.engine.aftercare import carry_out
@@ -25,11 +25,11 @@ from harness.engine.choices import LAYER_TYPES, not_chosen
 from harness.engine.cost import Cost
 from harness.engine.criteria import Criterion, Score, Scores, criterion_of
 from harness.engine.evidence import Batch, Gathered, Loss, Settled, Watch, gather
-from harness.engine.floors import Floors
+from harness.engine.floors import Floors, floors_of, is_number
 from harness.engine.graph import Example, Graph, Plan
 from harness.engine.latency import latency_tables
 from harness.engine.ledger import Ledger, ledger
-from harness.engine.pruner import ignoring, rank, rescorer, without
+from harness.engine.pruner import check_ranking, ignoring, rank, rescorer, without
 from harness.engine.selection import (
     SCOPES,
     Selection,
@@ -37,7 +37,7 @@ from harness.engine.selection import (
     select_one_by_one,
     select_ratios,
 )
-from harness.engine.surgery import cut
+from harness.engine.surgery import Transaction, copied, cut
 from harness.engine.tally import Counts, LayerTime, counts_of
 from harness.engine.targets import (
     RESOURCES,
@@ -48,12 +48,13 @@ from harness.engine.targets import (
     origin_iterations,
     whole_counts,
 )
-from harness.errors import ConfigError, GraphError, unknown
+from harness.errors import ConfigError, GraphError, Mistakes, TargetError, unknown
 from harness.graphs import traced
 from harness.runtime import seed_of
 from harness.store import NoStore, Record, Store, key_of
 
 ITERATIONS = ("exact", "origin")
+RANKINGS, RANKING_MODES = ("merged", "pass"), ("eval", "train")
 Observe = Callable[[], AbstractContextManager[object]]
 Made = tuple[nn.Module, "list[EpochRow]", dict[str, Any]]  # network, its epochs, more facts
 Make = Callable[[], Made]
@@ -131,6 +132,8 @@ class Settings:
         wrong = [f"{name}: {unknown(kind, given, known)}" for name, kind, given, known in (
             ("percentage_of", "resource", self.percentage_of, RESOURCES),
             ("iterations", "way of counting", self.iterations, ITERATIONS),
+            ("ranking", "ranking", self.ranking, RANKINGS),
+            ("ranking_mode", "mode", self.ranking_mode, RANKING_MODES),
             ("scope", "scope", self.scope, SCOPES),
             ("layer_types", "type", self.layer_types, LAYER_TYPES)) if given not in known]
         if self.ratios and self.floors.group_rule != "share":
@@ -241,7 +244,7 @@ class Lab:
     @cached_property
     def times(self) -> Mapping[str, LayerTime]:
         """Weight -> latency of its layer by its sizes, measured where networks run here."""
-        return latency_tables(self._place(copy.deepcopy(self.template)), self._probe(), self.graph,
+        return latency_tables(self._place(copied(self.template)), self._probe(), self.graph,
                               self._latency_file)
 
     # Stages.
@@ -250,7 +253,7 @@ class Lab:
         """The baseline: found by its key, or made by `train` from the template."""
 
         def make() -> Made:
-            model = self._place(copy.deepcopy(self.template))
+            model = self._place(copied(self.template))
             return model, train(model), {}
 
         return self._stage(key, self.graph.whole(), make)
@@ -415,9 +418,8 @@ class Lab:
 
     def _probe(self) -> Example:
         device = next(self._place(nn.Linear(1, 1)).parameters()).device
-        if isinstance(self.example, tuple):
-            return tuple(e.to(device) for e in self.example)
-        return self.example.to(device)
+        placed: Example = tree_map_only(Tensor, lambda e: e.to(device), self.example)
+        return placed
 
 
 class SizeInForward(GraphError):
@@ -549,9 +551,8 @@ def _choose(lab: Lab, stage: Stage, settings: Settings, goal: Goal, now: Counts,
 
 
 def _stuck(bound: Mapping[str, str], graph: Graph) -> str:
-    held = [f"{g} ({why})" for g, why in bound.items()]
-    frozen = [f"{g} ({why})" for g, why in graph.frozen.items()]
-    return "nothing more may be cut: " + "; ".join(held + frozen)
+    reasons = [f"{group} ({why})" for group, why in {**bound, **graph.frozen}.items()]
+    return "nothing more may be cut: " + "; ".join(reasons)
 
 
 def digest(plan: Plan) -> dict[str, str]:
@@ -602,7 +603,8 @@ def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module
                criterion: str | Criterion | Score = "l1",
                criterion_options: Mapping[str, object] | None = None, flops_penalty: float = 0.0,
                ranking: str = "merged", batches: Sequence[Batch] | None = None,
-               loss: Loss = nn.functional.cross_entropy, floors: Floors | None = None,
+               loss: Loss = nn.functional.cross_entropy,
+               floors: Floors | Mapping[str, object] | None = None,
                round_to: int = 1, ignore: Sequence[str] = (), normalize: str = "auto",
                settle_batches: int = 0, certify: bool = True, seed: int = 0, fold: bool = False,
                norm_batches: int = 0) -> Iterator[Step]:
@@ -622,28 +624,39 @@ def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module
         `batches`, on which batch norms are measured afresh after a cut, before it is judged.
 
     Yields a Step for the network as given (number 0) and for every step. Stops early, cleanly,
-    when floors allow nothing more. Raises ConfigError before anything is touched.
+    when floors allow nothing more; TargetError if nothing at all can go. Raises ConfigError before
+    anything is touched; and if a step fails, `model` is as the last one left it.
     """
+    refused, limits = Mistakes(), Floors()
+    own: str | Criterion | Score = criterion
+    with refused:
+        own = criterion_of(criterion, criterion_options)
+    with refused:
+        limits = floors_of(floors)
+    with refused:
+        check_ranking(normalize, flops_penalty, settle_batches)
     wrong = []
-    if not 0 < percentage <= 100:
-        wrong.append(f"percentage: {percentage} must be above 0 and at most 100")
+    if not is_number(percentage) or not 0 < percentage <= 100:
+        wrong.append(f"percentage: {percentage!r} must be above 0 and at most 100")
     if filters_per_step is not None and filters_per_step < 1:
         wrong.append(f"filters_per_step: {filters_per_step} must be at least 1")
     if (filters_per_step is not None) + bool(step) + bool(ratios) != 1:
         wrong.append("give one of filters_per_step, step and ratios")
     if retrain_epochs < 0:
         wrong.append(f"retrain_epochs: {retrain_epochs} must not be negative")
-    own = criterion_of(criterion, criterion_options)
-    if own.wants and batches is None:
+    if isinstance(own, Criterion) and own.wants and batches is None:
         wrong.append("this criterion weighs activations: give batches=[(input, target), ...]")
     if norm_batches and not batches:
         wrong.append("norm_batches: give batches=[(input, target), ...] to measure norms on")
     if wrong:
-        raise ConfigError("trajectory: " + "; ".join(wrong) + ".")
-    settings = Settings(filters_per_step or 1, percentage, None, own, normalize, ranking,
-                        floors or Floors(), round_to, certify, seed, flops_penalty, settle_batches,
-                        percentage_of, step or {}, "exact", scope, layer_types, only_follow,
-                        one_by_one, ratios or {}, fold=fold, norm_batches=norm_batches)
+        refused.add("trajectory: " + "; ".join(wrong) + ".")
+    with refused:
+        settings = Settings(
+            filters_per_step or 1, percentage, None, own, normalize, ranking, limits, round_to,
+            certify, seed, flops_penalty, settle_batches, percentage_of, step or {}, "exact", scope,
+            layer_types, only_follow, one_by_one, ratios or {}, fold=fold,
+            norm_batches=norm_batches)
+    refused.tell()
     return _own_steps(model, example, settings, ignore, loss,
                       _OwnWork(train, evaluate, retrain_epochs, batches or []))
 
@@ -651,16 +664,19 @@ def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module
 def _own_steps(model: nn.Module, example: Example, settings: Settings, ignore: Sequence[str],
                loss: Loss, work: _OwnWork) -> Iterator[Step]:
     device = next(model.parameters()).device
-    lab = Lab(copy.deepcopy(model).cpu(), example, work, store=NoStore(), ignore=ignore, loss=loss,
+    lab = Lab(copied(model).cpu(), example, work, store=NoStore(), ignore=ignore, loss=loss,
               place=lambda module: module.to(device))
     plan = lab.graph.whole()
     start = lab.first("given", lambda _: [])
     for step in walk(lab, start, settings):
         if isinstance(step, Path):
+            if not step.reached and len(step.steps) == 1:
+                raise TargetError(step.reason)
             return
         if step.number:
-            cut(model, _in(lab.graph, plan), step.plan)
-            rebuild(model, {}, step.stage.tensors)
+            with Transaction(model):
+                cut(model, _in(lab.graph, plan), step.plan)
+                rebuild(model, {}, step.stage.tensors)
             plan = step.plan
         yield step
 

@@ -4,6 +4,7 @@ A net is a function without arguments that gives (model, example): seeded, in ev
 norms with random affine parameters and calibrated statistics, two different examples in the batch.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -636,6 +637,241 @@ def stacked() -> Made:
     return made(Stacked, (2, 3, 8, 8))
 
 
+class Shares(nn.Module):
+    """Some channels go through a layer, the others pass; their number is asked for in Python."""
+
+    def __init__(self, ways: str) -> None:
+        super().__init__()
+        self.stem, self.side, self.mix = conv_norm(3, 8), conv_norm(4, 4), conv_norm(8, 6, 1)
+        self.head, self.ways = head(6), ways
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        half = x.shape[1] // 2
+        if self.ways == "slices":
+            one, other = x[:, :half], x[:, half:]
+        else:
+            one, other = x.split(half if self.ways == "split" else [half, half], 1)
+        out: Tensor = self.head(self.mix(torch.cat([self.side(one), other], 1)))
+        return out
+
+
+def shares_by_slices() -> Made:
+    return made(lambda: Shares("slices"), (2, 3, 8, 8))
+
+
+def shares_by_split() -> Made:
+    return made(lambda: Shares("split"), (2, 3, 8, 8))
+
+
+def shares_by_sizes() -> Made:
+    return made(lambda: Shares("sizes"), (2, 3, 8, 8))
+
+
+class ShiftInTime(nn.Module):
+    """A quarter of the channels comes from the next picture, a quarter from the one before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures = x.view(-1, 2, *x.shape[1:])
+        quarter, shifted = x.shape[1] // 4, torch.zeros_like(pictures)
+        shifted[:, :-1, :quarter] = pictures[:, 1:, :quarter]
+        shifted[:, 1:, quarter:2 * quarter] = pictures[:, :-1, quarter:2 * quarter]
+        shifted[:, :, 2 * quarter:] = pictures[:, :, 2 * quarter:]
+        return shifted.view(x.shape)
+
+
+def shift_in_time() -> Made:
+    return made(lambda: nn.Sequential(conv_norm(3, 8), ShiftInTime(), conv_norm(8, 6), head(6)),
+                (4, 3, 8, 8))
+
+
+class Film(nn.Module):
+    """A scale and a shift for every channel, from another input, one behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.both = nn.Conv2d(3, 8, 3), nn.Linear(5, 16)
+        self.mix, self.head = nn.Conv2d(8, 6, 1), head(6)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x, both = self.stem(x), self.both(condition)[..., None, None]
+        x = F.relu(x * both[:, : x.shape[1]] + both[:, x.shape[1]:])
+        out: Tensor = self.head(self.mix(x))
+        return out
+
+
+def scale_and_shift() -> Made:
+    return made(Film, (2, 3, 8, 8), (2, 5))
+
+
+class Unpool(nn.Module):
+    """Indices of one value's maxima, used for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, indices = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(self.between(pooled), indices, [2, 2])
+
+
+def unpool() -> Made:
+    return made(lambda: nn.Sequential(conv_norm(3, 8), Unpool(), nn.Conv2d(8, 6, 1), head(6)),
+                (2, 3, 8, 8))
+
+
+class Patches(nn.Module):
+    """Patches as columns, mixed, and put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.narrow = conv_norm(3, 6), nn.Linear(24, 7), nn.Linear(7, 24)
+        self.apart, self.together = nn.Unfold(2, stride=2), nn.Fold((8, 8), 2, stride=2)
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        columns = self.apart(x).transpose(1, 2)
+        columns = self.narrow(F.gelu(self.wide(columns))).transpose(1, 2)
+        out: Tensor = self.last(x + self.together(columns))
+        return out
+
+
+def unfold_and_fold() -> Made:
+    return made(Patches, (2, 3, 8, 8))
+
+
+class Warped(nn.Module):
+    """Maps are sampled at places that a layer computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.flow, self.last = conv_norm(3, 8), nn.Conv2d(8, 2, 3, padding=1), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        grid = torch.tanh(self.flow(x)).permute(0, 2, 3, 1)
+        out: Tensor = self.last(F.grid_sample(x, grid, align_corners=False))
+        return out
+
+
+def warped() -> Made:
+    return made(Warped, (2, 3, 8, 8))
+
+
+class Factored(nn.Module):
+    """Weights times a mask, and times a factor for each filter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), head(6)
+        self.factor = nn.Parameter(torch.rand(8, 1, 1, 1) + 0.5)
+        self.register_buffer("mask", (torch.rand(6, 8, 3, 3) > 0.3).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(x, self.stem.weight * self.factor / 2, self.stem.bias))
+        x = F.conv2d(x, self.get_buffer("mask") * self.mix.weight, self.mix.bias)
+        out: Tensor = self.head(F.relu(x))
+        return out
+
+
+def factored_weights() -> Made:
+    return made(Factored, (2, 3, 8, 8))
+
+
+class Inner(nn.Module):
+    """Its features come under a rule of their own, which is a graph within the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.hidden, self.last = conv_norm(3, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            features = self.trunk(x).mean((2, 3))
+        out: Tensor = self.last(F.relu(self.hidden(features)))
+        return out
+
+
+def without_autocast() -> Made:
+    return made(Inner, (2, 3, 8, 8))
+
+
+class TwoWays(nn.Module):
+    """Two vectors meet in one weight of three dimensions."""
+
+    reads: ClassVar[Mapping[str, tuple[int, ...]]] = {"meet.weight": (1, 2)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 8), nn.Linear(4, 7)
+        self.meet, self.last = nn.Bilinear(8, 7, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out: Tensor = self.last(F.relu(self.meet(F.relu(self.one(x)), F.relu(self.two(y)))))
+        return out
+
+
+def bilinear() -> Made:
+    return made(TwoWays, (4, 5), (4, 4))
+
+
+class WideAndNarrow(nn.Module):
+    """Octave convolution's end: vectors of two widths, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.last = conv_norm(3, 8), conv_norm(3, 5), nn.Linear(13, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = self.narrow(F.avg_pool2d(x, 2))
+        out: Tensor = self.last(torch.hstack((self.wide(x).mean((2, 3)), small.mean((2, 3)))))
+        return out
+
+
+def horizontal_stack() -> Made:
+    return made(WideAndNarrow, (2, 3, 8, 8))
+
+
+class FixedFeatures(nn.Module):
+    """Sines and cosines of fixed random projections: no learned weight writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(3, 6))
+        self.first, self.second = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = x @ self.get_buffer("frequencies")
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        out: Tensor = self.second(torch.tanh(self.first(waves)))
+        return out
+
+
+def fixed_features() -> Made:
+    return made(FixedFeatures, (4, 3))
+
+
+class Ranked(nn.Module):
+    """Sorting, choosing and windows beside the channels; and their halves, in another word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.last = conv_norm(3, 8), nn.Conv2d(4, 6, 1), nn.Linear(6, 3)
+        self.register_buffer("columns", torch.tensor([0, 3, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.stem(x).tensor_split(2, 1)
+        x = self.mix((one * other).index_select(3, self.get_buffer("columns")))
+        x = x.unfold(2, 4, 2).amax(-1).flatten(2).sort(-1)[0]
+        out: Tensor = self.last(x.topk(2, -1).values.mean(-1))
+        return out
+
+
+def ranked() -> Made:
+    return made(Ranked, (2, 3, 8, 8))
+
 
 ALL: tuple[Net, ...] = (
     chain, chain_without_norm, bias_free, multilayer_perceptron, residual, preactivation,
@@ -646,7 +882,10 @@ ALL: tuple[Net, ...] = (
     auxiliary_head, plain_tensor, slopes, channels_last, group_norm, group_norm_of_each,
     instance_norm, layer_norm_of_maps, convnext, own_scale, gated_linear_unit, pixel_shuffle,
     channel_shuffle_module, padded_shortcut, beside_input, grouped_transposed,
-    depthwise_transposed, stacked, *token_nets.ALL)
+    depthwise_transposed, stacked, shares_by_slices, shares_by_split, shares_by_sizes,
+    shift_in_time, scale_and_shift, unpool, unfold_and_fold, warped, factored_weights,
+    without_autocast, bilinear, horizontal_stack, fixed_features, ranked,
+    *token_nets.ALL)
 
 
 # --- nets of which a part must be refused by name -------------------------------------------------
@@ -682,16 +921,13 @@ class PackedAttention(nn.Module):
         return out.transpose(1, 2).reshape(x.shape)
 
 
-class Unpool(nn.Module):
-    """Indices of one value's maxima, used for another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.between = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled, indices = F.max_pool2d(x, 2, return_indices=True)
-        return F.max_unpool2d(self.between(pooled), indices, [2, 2])
+def spectral_norm() -> Made:
+    """PyTorch's old hook: all weights are divided by a number that is computed from them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is said to go, but is still about
+        return made(lambda: nn.Sequential(
+            nn.Linear(5, 8), nn.ReLU(), nn.utils.spectral_norm(nn.Linear(8, 6)), nn.ReLU(),
+            nn.Linear(6, 3)), (4, 5))
 
 
 def size_in_view() -> Made:
@@ -753,7 +989,11 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
     "some_taken": (middle(lambda: lambda x: x[:, 2:6], 4), "first", "size written in forward"),
     "mean_over_channels": (middle(lambda: lambda x: x.mean(1, keepdim=True), 1), "first",
                            "mean mixes them"),
-    "unpool": (middle(Unpool), "first", "max_unpool2d has no rule"),
+    "places_of_samples": (warped, "flow", "the places at which another value is sampled"),
+    "weights_by_a_norm": (spectral_norm, "2.weight_orig", "a number computed from all of them"),
+    "fixed_features": (fixed_features, "frequencies", "only buffers write them"),
+    "unequal_shares": (middle(lambda: lambda x: x[:, : x.shape[1] // 2 + 2], 6), "first",
+                       "size written in forward"),
     "size_in_view": (size_in_view, "second", "size written in forward"),
     "heads_in_numbers": (middle(HeadsInNumbers), "middle.mix", "size written in forward"),
     "sum_over_channels": (middle(lambda: lambda x: x.cumsum(1)), "first",

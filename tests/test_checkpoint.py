@@ -109,3 +109,44 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> N
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no file .*gone"):
         load_pruned(net(), tmp_path / "gone")
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    module, path = net(), tmp_path / "small.safetensors"
+    result = prune(module, torch.randn(2, 1, 8, 8), target={"filters": 0.5})
+    with pytest.raises(ModelError, match=r"cannot be saved with this plan: .* were kept"):
+        save_pruned(net(), result.plan, path)
+    whole_result: Any = result
+    with pytest.raises(ModelError, match=r"result\.plan, not a Result"):
+        save_pruned(module, whole_result, path)
+    nn.init.constant_(next(module.parameters()), torch.nan)
+    with pytest.raises(ModelError, match="0.weight holds numbers that are not finite"):
+        save_pruned(module, result.plan, path)
+    assert not path.exists()
+
+
+class Masked(nn.Module):
+    """With a buffer of -infinity, as attention has."""
+
+    mask: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.first(x).relu()) + self.mask.softmax(1)
+        return out
+
+
+def test_a_mask_of_infinity_is_no_broken_weight(tmp_path: Path) -> None:
+    module, path = Masked(), tmp_path / "small.safetensors"
+    result = prune(module, torch.randn(4, 4), target={"channels": 0.4})
+    save_pruned(module, result.plan, path)
+    fresh, inputs = load_pruned(Masked(), path), torch.randn(4, 4)
+    assert torch.equal(fresh(inputs), module(inputs))
+    nn.init.constant_(module.mask, torch.inf)
+    save_pruned(module, result.plan, path)
+    with pytest.raises(ModelError, match="mask holds numbers that are not finite"):
+        load_pruned(Masked(), path)

@@ -31,8 +31,9 @@ DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "co
 ENGINE: tuple[frozenset[str], ...] = (
     frozenset({"axes", "cost", "inventory"}), frozenset({"product_rules", "value_rules"}),
     frozenset({"layer_rules", "motion_rules"}), frozenset({"rules"}), frozenset({"graph"}),
+    frozenset({"kept_widths", "surgery"}),
     frozenset({"tally", "latency"}), frozenset({"floors"}), frozenset({"choices", "targets"}),
-    frozenset({"evidence", "selection", "surgery", "certificate", "tracer", "structure",
+    frozenset({"evidence", "selection", "certificate", "tracer", "structure",
                "folding", "ledger", "lineage", "optimizer"}),
     frozenset({"rehearsal"}),
     frozenset({"tracing", "weight_criteria", "oracle", "trial", "recalibration", "work"}),

@@ -16,7 +16,7 @@ import harness
 from harness.engine.criteria import Criterion
 from harness.engine.floors import Floors
 from harness.engine.tally import counts_of
-from harness.errors import ConfigError
+from harness.errors import ConfigError, ModelError, TargetError
 from harness.store import FolderStore, NoStore, Store
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
 
@@ -498,3 +498,52 @@ def test_norms_cannot_be_measured_on_nothing() -> None:
     with pytest.raises(ConfigError, match="norm_batches: give batches"):
         harness.trajectory(net(), pictures()[0], train=lambda m: None, evaluate=lambda m: 0.0,
                            percentage=50, filters_per_step=4, retrain_epochs=0, norm_batches=2)
+
+
+def test_mistakes_of_all_kinds_are_said_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        harness.trajectory(net(), pictures()[0], train=print, evaluate=lambda m: 0.0, percentage=0,
+                           filters_per_step=8, retrain_epochs=1, criterion="tailor", scope="x",
+                           floors={"layer_mn": 0.1}, normalize="l3")
+    for words in ("percentage: 0", "'tailor'", "unknown scope 'x'", "'layer_mn'", "'l3'"):
+        assert words in str(caught.value)
+
+
+def test_floors_are_given_by_name_too() -> None:
+    model = net()
+    steps = list(harness.trajectory(
+        model, pictures()[0], train=lambda m: None, evaluate=lambda m: 0.0, percentage=90,
+        filters_per_step=8, retrain_epochs=0, floors={"layer_min": 0.5}))
+    assert [len(kept) for kept in steps[-1].plan.kept.values()] == [4, 6, 6]
+
+
+def test_a_step_that_fails_leaves_the_model_as_the_last_one_left_it() -> None:
+    model = net()
+    before = {n: (p, p.detach().clone()) for n, p in model.named_parameters()}
+    steps = harness.trajectory(
+        model, pictures()[0], train=lambda m: m.get_parameter("0.weight").data.fill_(torch.nan),
+        evaluate=lambda m: 0.0, percentage=60, filters_per_step=8, retrain_epochs=1)
+    next(steps)
+    with pytest.raises(ModelError, match="0.weight holds numbers that are not finite"):
+        next(steps)
+    for name, parameter in model.named_parameters():
+        old, value = before[name]
+        assert parameter is old
+        assert torch.equal(parameter, value)
+
+
+def test_where_nothing_at_all_can_go_it_is_an_error() -> None:
+    """A walk that ends at once would look like one that did what was asked."""
+    with pytest.raises(TargetError, match="nothing more may be cut: 12 .output of the network"):
+        list(harness.trajectory(net(), pictures()[0], train=lambda m: None,
+                                evaluate=lambda m: 0.0, ratios={"12": 0.5}, retrain_epochs=0))
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"ranking": "mergd"}, "ranking: unknown ranking 'mergd'. Nearest: merged"),
+    ({"percentage": "60"}, "percentage: '60' must be above 0")])
+def test_a_mistyped_argument_is_named(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        harness.trajectory(net(), pictures()[0], train=print, evaluate=lambda m: 0.0,
+                           filters_per_step=8, retrain_epochs=1, **given)
+    assert words in str(caught.value)

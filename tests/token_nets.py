@@ -88,6 +88,26 @@ def attention_heads() -> Made:
         TransformerBlock(6, Attention(6, 3, 2, whole_heads=True, is_fused=False))), (2, 3, 8, 8))
 
 
+class DividedWidth(Attention):
+    """Its heads divide the width of its input: that and its own widths have to agree."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        query, key, value = (
+            layer(x).view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value))
+        mixed = (query @ key.transpose(-2, -1) * 0.5).softmax(-1) @ value
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return out
+
+
+def divided_width() -> Made:
+    return made(lambda: Transformer(TransformerBlock(12, DividedWidth(12, 2, 6, is_fused=False)),
+                                    TransformerBlock(12, DividedWidth(12, 3, 4, is_fused=False)),
+                                    width=12),
+                (2, 3, 8, 8))
+
+
 def rms_norm() -> Made:
     return made(lambda: Transformer(TransformerBlock(6, Attention(6, 2, 3), nn.RMSNorm)),
                 (2, 3, 8, 8))
@@ -299,6 +319,7 @@ def scale_by_width() -> Made:
     return made(WidthScaled, (2, 3, 4, 4))
 
 
-ALL = (vision_transformer, attention_by_matmul, attention_heads, rms_norm, windowed_attention,
+ALL = (vision_transformer, attention_by_matmul, attention_heads, divided_width,
+       rms_norm, windowed_attention,
        windowed_attention_fused, token_mixing, own_weight, equations, embedding, tied_embedding,
        tied_linear)

@@ -4,7 +4,8 @@ removed channels; and a wrong cut must be seen to differ.
 Readers are silenced, not writers: zeroing a convolution still leaves its batch-norm bias in the
 channel. Where a product of activations reads the channels (queries and keys), there is no weight
 to silence: all that writes and accompanies them is zeroed too. Layer and group norms compute their
-statistics over the channels that stay, and attention scales by the width that stays, in both.
+statistics over the channels that stay, and attention scales by the width that stays, in both
+(`kept_widths.py`).
 
 Differences are measured in float64 against the spread of the outputs (the largest range
 over the batch of any one output; over all outputs if all examples are one), because an untrained
@@ -12,17 +13,16 @@ network puts out almost nothing and any difference would look small. Where the s
 in the rounding of the outputs (it is 1e-9 of them, say), the tolerance is that rounding.
 """
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from harness.engine.graph import Example, Graph, Group, Plan, Slice
+from harness.engine.kept_widths import KeptWidths, Numbers, kept_of_norms
+from harness.engine.surgery import copied
 from harness.errors import SurgeryError
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -72,36 +72,61 @@ def certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, aft
 
 def _certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, after: Plan,
              inputs: tuple[object, ...], dtype: torch.dtype) -> Certificate:
-    silenced = copy.deepcopy(dense).to(dtype).eval()
-    small = copy.deepcopy(pruned).to(dtype).eval()
+    silenced = copied(dense).to(dtype).eval()
+    small = copied(pruned).to(dtype).eval()
     tensors = {**dict(silenced.named_parameters(remove_duplicate=False)),
                **dict(silenced.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
-        whole = _outputs(silenced(*inputs))
+        whole = _outputs_of(silenced, inputs)
         if not whole:
-            raise SurgeryError("nothing to certify: the network puts out no floating-point tensor.")
+            raise SurgeryError("nothing to certify: the network puts out no floating-point tensor. "
+                               "Let it put out one, or give certify_cut=False.")
+        if not all(bool(o.isfinite().all()) for o in whole):
+            raise SurgeryError("nothing to certify: before any cut, the network puts out NaN or "
+                               "infinity for this example. Look at its weights and at the example, "
+                               "or give certify_cut=False.")
         spread = max(_spread(o) for o in whole)
         for group in graph.groups:
             for part in group.slices if group.contracted else group.readers:
                 if "product" not in part.roles:
                     gone = _gone(group, part, before, after).to(whole[0].device)
                     tensors[part.tensor].index_fill_(part.dim, gone, 0.0)
-        with AttentionWidths() as seen:
-            got = _outputs(small(*inputs))
-        kept = _kept_of_norms(tensors, before, after)
-        with KeptStatistics(kept, seen.widths):
-            expected = _outputs(silenced(*inputs))
+        with Numbers() as seen:
+            got = _outputs_of(small, inputs)
+        kept = kept_of_norms(tensors, before, after)
+        calls = seen.calls if _cuts_contracted(graph, before, after) else []
+        with KeptWidths(kept, calls):
+            expected = _outputs_of(silenced, inputs)
         difference = _distance(expected, got, spread)
         tolerance = max(TOLERANCE[dtype], _rounding(whole, spread))
         control = 0.0
         for part, a, b in _swaps(graph, before, after):
             _swap(tensors[part.tensor], part.dim, a, b)
-            with KeptStatistics(kept, seen.widths):
-                control = max(control, _distance(expected, _outputs(silenced(*inputs)), spread))
+            with KeptWidths(kept, calls):
+                wrong = _outputs_of(silenced, inputs)
+            control = max(control, _distance(expected, wrong, spread))
             _swap(tensors[part.tensor], part.dim, a, b)
             if control >= CONTROL_FACTOR * tolerance:
                 break
     return Certificate(difference, control, tolerance, str(dtype).removeprefix("torch."))
+
+
+def is_random(model: nn.Module, example: Example) -> bool:
+    """Whether the eval-mode forward puts out other numbers with other random numbers."""
+    still = copied(model).double().eval()
+    try:
+        one, other = (_outputs_of(still, _cast(example, torch.float64), seed) for seed in (0, 1))
+    except RuntimeError:  # the forward insists on its own type
+        still = copied(model).eval()
+        args = example if isinstance(example, tuple) else (example,)
+        one, other = (_outputs_of(still, args, seed) for seed in (0, 1))
+    return any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _cuts_contracted(graph: Graph, before: Plan, after: Plan) -> bool:
+    """Whether queries and keys shrink: then alone may a number follow a width."""
+    return any(group.contracted and len(after.kept[group.name]) < len(before.kept[group.name])
+               for group in graph.groups)
 
 
 def _gone(group: Group, part: Slice, before: Plan, after: Plan) -> Tensor:
@@ -109,115 +134,6 @@ def _gone(group: Group, part: Slice, before: Plan, after: Plan) -> Tensor:
     channel = _channels_now(part, before)
     removed = (channel >= 0) & ~torch.isin(channel, after.kept[group.name])
     return removed.nonzero().flatten()
-
-
-class AttentionWidths(TorchFunctionMode):
-    """Notes the columns of a head in every call of PyTorch's own attention, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.widths: list[int] = []
-
-    def __torch_function__(self, func: Callable[..., Any], types: object,
-                           args: tuple[Any, ...] = (),
-                           kwargs: dict[str, Any] | None = None) -> Any:
-        if func is nn.functional.scaled_dot_product_attention:
-            query = args[0] if args else (kwargs or {})["query"]
-            self.widths.append(query.shape[-1])
-        return func(*args, **(kwargs or {}))
-
-
-class KeptStatistics(TorchFunctionMode):
-    """Norms over the kept channels alone, put out at their places among zeros.
-
-    kept: id of a norm's scale -> dimension of the scale -> places that stay. widths: of the heads
-    that stay, in the order of the calls of attention: its usual scale is 1 / sqrt(width).
-    """
-
-    def __init__(self, kept: Mapping[int, Mapping[int, Tensor]], widths: Sequence[int]) -> None:
-        super().__init__()
-        self._kept = kept
-        self._widths = iter(widths)
-
-    def __torch_function__(self, func: Callable[..., Any], types: object,
-                           args: tuple[Any, ...] = (),
-                           kwargs: dict[str, Any] | None = None) -> Any:
-        norm = _NORMS.get(func)
-        if norm is not None:
-            given = inspect.signature(norm).bind_partial(*args, **(kwargs or {})).arguments
-            kept = self._kept.get(id(given.get("weight")))
-            if kept:
-                return norm(**given, kept=kept)
-        if func is nn.functional.scaled_dot_product_attention:
-            width = next(self._widths)
-            if (kwargs or {}).get("scale") is None:
-                kwargs = {**(kwargs or {}), "scale": width ** -0.5}
-        return func(*args, **(kwargs or {}))
-
-
-def _layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
-                bias: Tensor | None = None, eps: float = 1e-5, cudnn_enable: bool = True,
-                kept: Mapping[int, Tensor] | None = None) -> Tensor:
-    first = input.dim() - len(normalized_shape)
-    kept = kept or {}
-    rows = _only(input, {first + d: places for d, places in kept.items()})
-    scale, shift = _only(weight, kept), None if bias is None else _only(bias, kept)
-    normed = nn.functional.layer_norm(rows, scale.shape, scale, shift, eps)
-    return _among_zeros(input, normed, {first + d: places for d, places in kept.items()})
-
-
-def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
-              eps: float | None = None, kept: Mapping[int, Tensor] | None = None) -> Tensor:
-    first = input.dim() - len(normalized_shape)
-    kept = kept or {}
-    rows = _only(input, {first + d: places for d, places in kept.items()})
-    scale = _only(weight, kept)
-    normed = nn.functional.rms_norm(rows, scale.shape, scale, eps)
-    return _among_zeros(input, normed, {first + d: places for d, places in kept.items()})
-
-
-def _group_norm(input: Tensor, num_groups: int, weight: Tensor, bias: Tensor | None = None,
-                eps: float = 1e-5, cudnn_enabled: bool = True,
-                kept: Mapping[int, Tensor] | None = None) -> Tensor:
-    places = (kept or {})[0]
-    groups = len(places) if num_groups == input.shape[1] else num_groups
-    shift = None if bias is None else bias[places]
-    normed = nn.functional.group_norm(input[:, places], groups, weight[places], shift, eps)
-    return _among_zeros(input, normed, {1: places})
-
-
-_NORMS: dict[Callable[..., Any], Callable[..., Tensor]] = {
-    nn.functional.layer_norm: _layer_norm, torch.layer_norm: _layer_norm,
-    nn.functional.rms_norm: _rms_norm, torch.rms_norm: _rms_norm,
-    nn.functional.group_norm: _group_norm, torch.group_norm: _group_norm,
-}
-
-
-def _only(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    for dim, places in kept.items():
-        tensor = tensor.index_select(dim, places)
-    return tensor
-
-
-def _among_zeros(whole: Tensor, part: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    for dim, places in kept.items():
-        shape = list(part.shape)
-        shape[dim] = whole.shape[dim]
-        part = part.new_zeros(shape).index_copy_(dim, places, part)
-    return part
-
-
-def _kept_of_norms(tensors: Mapping[str, Tensor], before: Plan, after: Plan,
-                   ) -> dict[int, dict[int, Tensor]]:
-    """id of a tensor -> dimension -> where, in it as cut by `before`, the kept entries are."""
-    found: dict[int, dict[int, Tensor]] = {}
-    for name, dims in after.parameters.items():
-        for dim, kept in dims.items():
-            had = before.parameters.get(name, {}).get(dim)
-            places = kept if had is None else torch.isin(had, kept).nonzero().flatten()
-            if len(places) < tensors[name].shape[dim]:
-                found.setdefault(id(tensors[name]), {})[dim] = places.to(tensors[name].device)
-    return found
 
 
 def _channels_now(part: Slice, plan: Plan) -> Tensor:
@@ -231,14 +147,15 @@ def _swaps(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[Slice, int
     Where no weight reads the channels, one of their writers does so.
     """
     tries = 0
-    for group in reversed(graph.groups):
-        for part in group.readers or group.writers:
+    parts = [(g, part) for g in reversed(graph.groups) for part in g.readers or g.writers]
+    for turn in range(CONTROL_TRIES):  # other channels, where these say the same of the examples
+        for group, part in parts:
             gone = _gone(group, part, before, after)
             channel = _channels_now(part, before)
             stay = torch.isin(channel, after.kept[group.name]).nonzero().flatten()
-            if not len(gone) or not len(stay):
+            if turn >= min(len(gone), len(stay)):
                 continue
-            yield part, int(stay[0]), int(gone[-1])
+            yield part, int(stay[turn]), int(gone[-1 - turn])
             tries += 1
             if tries >= CONTROL_TRIES:
                 return
@@ -249,6 +166,25 @@ def _swap(tensor: Tensor, dim: int, a: int, b: int) -> None:
     kept = first.clone()
     first.copy_(second)
     second.copy_(kept)
+
+
+def _outputs_of(model: nn.Module, inputs: tuple[object, ...], seed: int = 0) -> list[Tensor]:
+    """What the forward puts out: always with the same random numbers, and from the same buffers.
+
+    A forward that counts, or keeps a mean, would else compute something else every time.
+    """
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(b, b.clone()) for b in model.buffers()]
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(list(devices)):
+            torch.manual_seed(seed)
+            return _outputs(model(*inputs))
+    finally:
+        for module, before in buffers:
+            module._buffers.update(before)
+        for buffer, value in values:
+            buffer.copy_(value)
 
 
 def _outputs(value: object) -> list[Tensor]:
@@ -283,5 +219,6 @@ def _distance(expected: list[Tensor], got: list[Tensor], spread: float) -> float
 
 def _cast(example: Example, dtype: torch.dtype) -> tuple[object, ...]:
     args = example if isinstance(example, tuple) else (example,)
-    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
-                 for a in args)
+    cast: tuple[object, ...] = tree_map_only(
+        Tensor, lambda a: a.to(dtype) if a.is_floating_point() else a, args)
+    return cast

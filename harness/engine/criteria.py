@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from harness.engine import activation_criteria as activations
 from harness.engine import weight_criteria as weights
 from harness.engine.evidence import Evidence, check_needs
+from harness.engine.floors import is_number
 from harness.engine.graph import Graph, Slice
 from harness.errors import ConfigError, GraphError, UnknownName, unknown
 from harness.plugins import is_reference, load_object
@@ -76,9 +78,9 @@ NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # Option of our criteria -> (whether a value is right, what it must be).
 _RIGHT: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "p": (lambda v: _is_number(v) and v > 0, "a number above 0"),
-    "omega": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "equalizer": (lambda v: _is_number(v) and v >= 0, "a number, not negative"),
+    "p": (lambda v: is_number(v) and 0 < v < inf, "a finite number above 0"),
+    "omega": (lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "equalizer": (lambda v: is_number(v) and 0 <= v < inf, "a finite number, not negative"),
     "bins": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 1,
              "a whole number above 1"),
     "scale": (lambda v: v in weights.SCALES, f"one of {', '.join(weights.SCALES)}"),
@@ -100,6 +102,8 @@ def criterion_of(criterion: str | Criterion | Score,
     """
     row = _row(criterion)
     check_needs(row.wants)
+    if not isinstance(options or {}, Mapping):
+        raise ConfigError(f"criterion_options: {options!r} must be a table: {{'p': 3}}.")
     _check_options(row.score, options or {}, criterion if isinstance(criterion, str) else "")
     return replace(row, score=functools.partial(row.score, **options)) if options else row
 
@@ -114,23 +118,46 @@ def score(graph: Graph, criterion: Criterion, evidence: Evidence,
     Raises GraphError if a score has the wrong shape, is negative or is not finite; UnknownName.
     """
     way = criterion.normalize if normalize == "auto" else normalize
-    if way not in NORMALIZERS:
-        raise UnknownName(unknown("normalisation", way, ["auto", *NORMALIZERS]))
+    check_normalize(way)
     method = NORMALIZERS[way]
     scores = {}
     for group in graph.groups:
-        raw = torch.as_tensor(criterion.score(group, evidence)).detach().to("cpu", torch.float64)
+        raw = _numbers(criterion.score(group, evidence), group.name)
         kept = len(evidence.plan.kept[group.name])
         if raw.shape != (kept,) or not bool(raw.isfinite().all()) or bool((raw < 0).any()):
+            hint = ("" if raw.isfinite().all() else " NaN and infinity come from the data, or "
+                    "from a network that diverged: lower the learning rate.")
             raise GraphError(f"the scores of group '{group.name}' must be {kept} finite numbers "
-                             f"that are not negative; got {_sample(raw)}. "
-                             "NaN comes from a network that diverged: lower the learning rate.")
+                             f"that are not negative; got {_sample(raw)}.{hint}")
         even = torch.ones_like(raw) if not bool(raw.any()) else raw
-        scores[group.name] = method(even)
+        found = method(even)
+        if not (found.isfinite().all() and found.any()):  # their squares or sums are out of range
+            found = method(even / even.max())
+        scores[group.name] = found
     if flops_penalty:
         costs = mflops(graph, evidence)
         scores = {name: found - flops_penalty * costs[name] for name, found in scores.items()}
     return scores
+
+
+def check_normalize(way: str) -> None:
+    """Raises UnknownName for a normalisation that there is not."""
+    if way not in (known := ["auto", *NORMALIZERS]):
+        raise UnknownName(unknown("normalisation", str(way), known))
+
+
+def _numbers(given: object, group: str) -> Tensor:
+    """What a score has returned, in float64 on the CPU. Raises GraphError if it is no numbers."""
+    try:
+        raw = torch.as_tensor(given)
+        if not raw.is_complex():
+            return raw.detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = f"{type(given).__name__}: {(str(error).splitlines() or [''])[0]}"
+    else:
+        what = f"numbers of type {raw.dtype}"
+    raise GraphError(f"the scores of group '{group}' must be a tensor of one number for each "
+                     f"channel; got {what}.")
 
 
 def mflops(graph: Graph, evidence: Evidence) -> Scores:
@@ -158,6 +185,9 @@ def _row(criterion: str | Criterion | Score) -> Criterion:
         base = _row(criterion.func)
         _check_options(base.score, criterion.keywords)
         return replace(base, score=criterion)
+    if not callable(criterion) and not isinstance(criterion, str):
+        raise ConfigError(f"criterion: {criterion!r} must be a name, package.module:function, a "
+                          "Criterion or a function score(group, evidence).")
     if callable(criterion):
         ours = next((row for row in CRITERIA.values() if row.score is criterion), None)
         return ours or Criterion(criterion, getattr(criterion, "needs", "weights"),
@@ -197,10 +227,6 @@ def _options(function: Score) -> list[inspect.Parameter]:
         return list(inspect.signature(function).parameters.values())[2:]
     except (TypeError, ValueError):
         return []
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _sample(raw: Tensor) -> str:

@@ -17,10 +17,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from harness.engine.graph import Graph, Group, Plan, Slice
-from harness.errors import GraphError, UnknownName, unknown
+from harness.errors import DataError, GraphError, UnknownName, unknown
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -255,7 +256,8 @@ class Watch:
         self._calls.clear()
         if not torch.is_grad_enabled():
             return
-        sizes = [a.shape[0] for a in [*args, *named.values()] if isinstance(a, Tensor) and a.dim()]
+        sizes = [a.shape[0] for a in tree_leaves((args, named))
+                 if isinstance(a, Tensor) and a.dim()]
         self._num_examples = sizes[0] if sizes else 1
         self.gathered.batches += 1
         self.gathered.examples += self._num_examples
@@ -362,11 +364,12 @@ def gather(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: Loss,
            train_mode: bool = False) -> Gathered:
     """One pass over `batches`; nothing is trained.
 
-    needs: kinds, see `KINDS`; the loss is computed only for those that take gradients. An input
-    may be a tuple of tensors. until: asked after every batch; when it says yes, the pass ends.
+    needs: kinds, see `KINDS`; the loss is computed only for those that take gradients.
+    until: asked after every batch; when it says yes, the pass ends.
     train_mode: norms take each batch's own statistics and dropout is on, seeded, as the origin
     ranks; else eval mode. The model's mode, gradients and buffers are as before.
-    Raises GraphError if there are no batches, or a layer to be weighed is no module; UnknownName.
+    Raises GraphError if there are no batches, a layer to be weighed is no module, or the loss is
+    not one number with a gradient; DataError for what is no batch, see `pairs`; UnknownName.
     """
     watch = Watch(model, graph, needs)
     modes = [(module, module.training) for module in model.modules()]
@@ -380,10 +383,10 @@ def gather(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: Loss,
         weight.requires_grad_(True)
     try:
         with watch, torch.enable_grad(), _own_randomness(model):
-            for inputs, targets in batches:
-                outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+            for inputs, targets in pairs(batches):
+                outputs = model(*inputs)
                 if _BACKWARD.intersection(needs):
-                    loss(outputs, targets).backward()
+                    _one_number(loss(outputs, targets)).backward()
                 for weight in watch.weights:
                     weight.grad = None
                 if until and until(watch.gathered):
@@ -399,6 +402,33 @@ def gather(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: Loss,
     if not watch.gathered.batches:
         raise GraphError("nothing was gathered: the batches for the criterion are empty.")
     return watch.gathered
+
+
+def pairs(batches: Iterable[Batch]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(inputs, targets) of every batch; the inputs of a network that takes several are a tuple.
+
+    Or a list: DataLoader makes one of a data set's tuple.
+    Raises DataError for what is no such pair, or has no examples.
+    """
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            kind = type(batch).__name__
+            kind += f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+            raise DataError(f"batch {number} must be a pair (inputs, targets), and is a {kind}. "
+                            "Make pairs of it: batches=[(b['x'], b['y']) for b in loader].")
+        inputs, targets = batch
+        given = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+        if any(isinstance(each, Tensor) and each.dim() and not len(each) for each in given):
+            raise DataError(f"batch {number} has no examples.")
+        yield given, targets
+
+
+def _one_number(loss: object) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise GraphError("loss(outputs, targets) must be one number that a gradient can be taken "
+                         f"of, a mean over the batch; it is {what}.")
+    return loss
 
 
 @contextmanager

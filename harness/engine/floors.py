@@ -5,7 +5,7 @@ is one floor on one thing, and knows how much is left there while channels go.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil, prod
 
@@ -87,13 +87,38 @@ def group_share(rule: str, percentage: float) -> float:
 
 def floors_of(floors: Floors | Mapping[str, object] | None) -> Floors:
     """Floors given by name. Raises ConfigError with the nearest names."""
-    if isinstance(floors, Floors):
-        return floors
-    known = Floors.__dataclass_fields__
-    wrong = [unknown("floor", name, known) for name in floors or {} if name not in known]
+    given = vars(floors) if isinstance(floors, Floors) else floors or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"floors: {given!r} must be a table: {{'layer_min': 0.1}}.")
+    known = {f.name: f.default for f in fields(Floors)}
+    wrong = [unknown("floor", name, known) for name in given if name not in known]
+    wrong += [f"{name}: {value!r} must be {_WHAT[type(known[name])]}"
+              for name, value in given.items()
+              if name in known and not _is_of_kind(name, value, known[name])]
     if wrong:
         raise ConfigError("floors: " + "; ".join(wrong))
-    return Floors(**(floors or {}))  # type: ignore[arg-type]
+    return floors if isinstance(floors, Floors) else Floors(**given)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_WHAT = {float: "a number, or of each layer, module or block a table {name: share}",
+         int: "a whole number", str: "a name"}
+
+
+def _is_of_kind(name: str, value: object, usual: object) -> bool:
+    """Whether a floor's value is of the type that it must have; its range is another question."""
+    if isinstance(usual, float) and name not in ("relative", "group_min"):
+        if isinstance(value, Mapping):
+            return all(is_number(share) for share in value.values())
+        if isinstance(value, list | tuple):
+            return all(is_number(share) for share in value)
+    if isinstance(usual, float):
+        return is_number(value)
+    return isinstance(value, type(usual)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

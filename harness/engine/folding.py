@@ -15,8 +15,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from harness.engine.graph import Example, Graph, Group, Plan, Slice
+from harness.engine.surgery import copied
 
 _MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
             nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -95,7 +97,7 @@ class _Inputs:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         for noise in (0.0, _NOISE, -_NOISE):
             generator = torch.Generator().manual_seed(0)
-            probe = copy.deepcopy(model).double().eval()
+            probe = copied(model).double().eval()
             tensors = dict(probe.named_parameters(remove_duplicate=False))
             with torch.no_grad():
                 for tensor, positions in gone.items():
@@ -105,7 +107,8 @@ class _Inputs:
                     for group in graph.groups:
                         _make_noise(tensors, group, before, after, noise, generator)
                 inputs._watch(probe, gone)
-                probe(*(_input(a, noise, generator) for a in args))
+                given = partial(_input, noise=noise, generator=generator)
+                probe(*tree_map_only(Tensor, given, args))
         return inputs
 
     def constants(self, layer: str, positions: Tensor) -> Tensor:
@@ -135,8 +138,8 @@ class _Inputs:
         self.shapes.setdefault(name, tuple(given.shape))
 
 
-def _input(value: object, noise: float, generator: torch.Generator) -> object:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+def _input(value: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    if not value.is_floating_point():
         return value
     given = value.double()
     if not noise:

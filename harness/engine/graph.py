@@ -5,9 +5,10 @@ the norms they pass, the layers that read them. Channels are numbered by their p
 unpruned network, for ever: a `Plan` is a list of such numbers, whatever was cut before.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -144,6 +145,27 @@ class Graph:
         """The same graph with these groups no longer to be cut."""
         kept = tuple(g for g in self.groups if g.name not in reasons)
         return replace(self, groups=kept, frozen={**self.frozen, **reasons})
+
+    def joined(self, names: Sequence[str]) -> "Graph":
+        """The same graph with these groups as one, whose sizes must agree in the forward.
+
+        Channels go together by their place, modulo the largest number that divides all widths.
+        """
+        members = [self[name] for name in names]
+        width = gcd(*(g.channels for g in members))
+        slices = tuple(replace(s, number=s.number % width) for g in members for s in g.slices)
+        filters = torch.stack([g.filters.reshape(-1, width).sum(0) for g in members]).sum(0)
+        name = next(g.name for g in self.groups if g.name in names)
+        one = replace(self[name], channels=width, slices=slices, filters=filters,
+                      contracted=any(g.contracted for g in members))
+        groups = tuple(one if g.name == name else g for g in self.groups
+                       if g.name == name or g.name not in names)
+        others = ", ".join(n for n in names if n != name)
+        layers = {n: own for n, own in self.layers.items() if n == name or n not in names}
+        return replace(self, groups=groups, channels=sum(g.channels for g in groups),
+                       layers={**layers, name: one.layers},
+                       notes=(*self.notes, f"{name} goes with {others}: in forward their sizes "
+                                           "must agree"))
 
     def whole(self) -> Plan:
         """The plan that keeps everything."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.engine.graph import Example, Graph
-from harness.errors import StoreError
+from harness.errors import GraphError, StoreError
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -84,27 +84,33 @@ def median_ms(runs: Sequence[Run], rounds: int = 7) -> list[float]:
     return [statistics.median(times) for times in found]
 
 
-def latency_tables(model: nn.Module, example: Example, graph: Graph, cache: Path | None = None, *,
+def latency_tables(model: nn.Module, example: Example, graph: Graph,
+                   cache: Path | str | None = None, *,
                    points: int = 4, measure: Measure = median_ms) -> dict[str, Sum]:
     """Weight -> milliseconds of its layer by its sizes, for every layer that multiplies.
 
     model, example: whole, where the network is to run; the batch is the example's.
     cache: JSON file of tables measured before; what is new is added to it.
     points: sizes between 1 and the whole, for each dimension that can be cut.
-    Raises StoreError if the file holds something else.
+    Raises StoreError if the file holds something else, GraphError for a network that is not whole.
     """
+    cache = None if cache is None else Path(cache)
     known = _read(cache)
     first_name = {n: names[0] for names in graph.names.values() for n in names}
     dims = {(s.tensor, s.dim) for g in graph.groups for s in g.slices}
     tables: dict[str, Sum] = {}
     for name, (layer, uses) in _uses(model, example).items():
         weight = first_name[f"{name}.weight"]
+        if tuple(layer.weight.shape) != graph.shapes[weight]:
+            raise GraphError(f"latency: {name} has a weight of shape {tuple(layer.weight.shape)}, "
+                             f"in the graph it has {graph.shapes[weight]}: give the whole network "
+                             "that was traced.")
         found = []
         for inputs in uses:
             sizes = [_grid(n, points if (weight, d) in dims else 0, _quantum(layer, d))
                      for d, n in enumerate(layer.weight.shape[:2])]
             key = json.dumps(_facts(layer, inputs, sizes), sort_keys=True)
-            if key not in known:
+            if torch.tensor(known.get(key, [])).shape != tuple(map(len, sizes)):
                 known[key] = _measured(layer, inputs, sizes, measure)
                 _write(cache, known)
             first, second = (torch.tensor(size) for size in sizes)

@@ -27,7 +27,7 @@ def convolution(walk: Walk, node: Node) -> Axes:
     source, weight, bias = (list(node.args) + [None] * 3)[:3]
     groups = argument(node, 6, "groups", 1)
     shape, out = walk.shape(source), walk.shape(node)
-    name = walk.tensor(weight)
+    name = _parameter(walk, weight)
     dim = len(shape) - len(walk.shape(weight)) + 1  # 0 for an unbatched input
     incoming = alone(walk, source, dim, "a convolution")
     if name is None:
@@ -44,6 +44,18 @@ def convolution(walk: Walk, node: Node) -> Axes:
         outgoing = _grouped(walk, name, incoming, groups)
     _affine(walk, bias, outgoing)
     return placed(outgoing, dim)
+
+
+def _parameter(walk: Walk, weight: object) -> str | None:
+    """The tensor that is a layer's weight, as it is, or scaled and masked in its own shape."""
+    name = walk.tensor(weight)
+    if name is None:
+        axes = walk.axes(weight)
+        homes = {axis.home[0] for axis in axes if axis.home and axis.home[1] == axis.dim}
+        wide = [d for d, size in enumerate(walk.shape(weight)) if size > 1]
+        if len(homes) == 1 and wide == sorted(axis.dim for axis in axes if axis.home):
+            (name,) = homes
+    return name
 
 
 def _refuse_weights(walk: Walk, incoming: Ids, weight: object) -> None:
@@ -75,7 +87,7 @@ def _grouped(walk: Walk, name: str, incoming: Ids, groups: int) -> Ids:
 def transposed_convolution(walk: Walk, node: Node) -> Axes:
     """Like a convolution, with (in, out / groups) weights: one position writes for every group."""
     source, weight, bias = (list(node.args) + [None] * 3)[:3]
-    name, shape = walk.tensor(weight), walk.shape(source)
+    name, shape = _parameter(walk, weight), walk.shape(source)
     groups = argument(node, 6, "groups", 1)
     dim = len(shape) - len(walk.shape(weight)) + 1
     incoming = alone(walk, source, dim, "a transposed convolution")
@@ -101,7 +113,7 @@ def transposed_convolution(walk: Walk, node: Node) -> Axes:
 def linear(walk: Walk, node: Node) -> Axes:
     """Reads the last dimension, writes a new last dimension; passes the others."""
     source, weight, bias = (list(node.args) + [None] * 3)[:3]
-    name, shape, out = walk.tensor(weight), walk.shape(source), walk.shape(node)
+    name, shape, out = _parameter(walk, weight), walk.shape(source), walk.shape(node)
     last = len(shape) - 1
     if name is None or len(walk.shape(weight)) != 2:
         return _computed_linear(walk, node, source, weight, bias)
@@ -120,6 +132,9 @@ def linear(walk: Walk, node: Node) -> Axes:
 
 def _computed_linear(walk: Walk, node: Node, source: Any, weight: Any, bias: Any) -> Axes:
     """A linear layer whose weights are computed, a transposed parameter for one: a product."""
+    if not walk.axes(weight):
+        walk.freeze(alone(walk, source, len(walk.shape(source)) - 1, "a linear layer"),
+                    "its reader computes its weights on the fly")
     batch = [f"b{i}" for i in range(len(walk.shape(source)) - 1)]
     own = ["o", "i"][-len(walk.shape(weight)):]
     result = contract(walk, node, [(source, [*batch, "i"]), (weight, own)],
@@ -206,6 +221,23 @@ def embedding(walk: Walk, node: Node) -> Axes:
     if name is None:
         return ()
     return placed(walk.write(name, 1), len(walk.shape(node)) - 1)
+
+
+def bilinear(walk: Walk, node: Node) -> Axes:
+    """Reads the last dimensions of two values, through two dimensions of one weight."""
+    first, second, weight, bias = (list(node.args) + [None] * 4)[:4]
+    name, out = _parameter(walk, weight), walk.shape(node)
+    last = len(out) - 1
+    incoming = [alone(walk, source, last, "a bilinear layer") for source in (first, second)]
+    if name is None:
+        for ids in (*incoming, *(a.ids for a in walk.axes(weight))):
+            walk.freeze(ids, "a bilinear layer's weights are computed on the fly")
+        return ()
+    for dim, ids in enumerate(incoming, start=1):
+        walk.read(name, dim, ids, "reader")
+    outgoing = walk.write(name, 0)
+    _affine(walk, bias, outgoing)
+    return placed(outgoing, last)
 
 
 def _affine(walk: Walk, node: object, ids: Ids, dim: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import gcd, prod
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,7 @@ def concat(walk: Walk, node: Node) -> Axes:
     parts = cast(Sequence[Node], node.args[0])
     rank = len(walk.shape(node))
     parts = [p for p in parts if len(walk.shape(p)) == rank]  # torch allows an empty vector
-    dim = argument(node, 1, "dim", 0) % rank
+    dim = argument(node, 1, "dim", int("hstack" in operator(node) and rank > 1)) % rank
     pieces = []
     for part in parts:
         ids, _ = channels(walk, part, dim, "a concatenation")
@@ -170,7 +171,11 @@ def repeat(walk: Walk, node: Node) -> Axes:
 
 
 def cut_open(walk: Walk, node: Node) -> list[Axes]:
-    """Split and chunk: along channels every part must lose the same positions."""
+    """Split and chunk: along channels every part must lose the same positions.
+
+    Of unequal parts every share of their common measure, if they have one. Whether the places are
+    fixed, or shares of a width that is asked for in Python, is for the rehearsal to find out.
+    """
     source, parts = node.args[0], node.meta["val"]
     dim = argument(node, 2, "dim", 0) % len(walk.shape(source))
     sizes = [int(p.shape[dim]) for p in parts]
@@ -179,10 +184,10 @@ def cut_open(walk: Walk, node: Node) -> list[Axes]:
         if axis.dim != dim:
             for part in result:
                 part.append(axis)
-        elif "chunk" not in str(node.target) or len(set(sizes)) > 1:
+        elif gcd(*sizes) == 1 < len(sizes):
             walk.freeze(axis.ids, "size written in forward: they are split at fixed places")
         else:
-            tie_rows(walk, axis.ids.reshape(len(parts), -1))
+            tie_rows(walk, axis.ids.reshape(-1, gcd(*sizes)))
             for part, ids in zip(result, axis.ids.split(sizes)):
                 part.append(Axis(dim, ids))
     return [tuple(part) for part in result]
@@ -202,12 +207,34 @@ def unbind(walk: Walk, node: Node) -> list[Axes]:
 
 
 def take(walk: Walk, node: Node) -> Axes:
-    """Slice and select: fine beside the channels; at fixed places of them, refused."""
+    """Slice and select: fine beside the channels; of them, what may be a share of their number.
+
+    `x[:, : c // 2]` looks like any other number here: the rehearsal tells (`shares`).
+    """
     source = node.args[0]
     dim = argument(node, 1, "dim", 0) % len(walk.shape(source))
     if walk.shape(node) == walk.shape(source):
         return walk.axes(source)
+    if "slice" in operator(node) and argument(node, 4, "step", 1) == 1:
+        return _share(walk, node, dim)
     return _taken(walk, node, dim, drops=len(walk.shape(node)) < len(walk.shape(source)))
+
+
+def _share(walk: Walk, node: Node, dim: int) -> Axes:
+    """Some channels in a row, where they make up a share of all: every share loses the same."""
+    size, width = walk.shape(node.args[0])[dim], walk.shape(node)[dim]
+    start = min(cast(int, argument(node, 2, "start") or 0), size)
+    start += size if start < 0 else 0
+    step = gcd(start, width, size)
+    if step == 1:
+        return _taken(walk, node, dim, drops=False)
+    moved = []
+    for axis in walk.axes(node.args[0]):
+        if axis.dim == dim:
+            tie_rows(walk, axis.ids.reshape(-1, step))
+            axis = Axis(dim, axis.ids[start:start + width])
+        moved.append(axis)
+    return tuple(moved)
 
 
 def _taken(walk: Walk, node: Node, dim: int, *, drops: bool = True) -> Axes:
@@ -259,3 +286,19 @@ def channel_shuffle(walk: Walk, node: Node) -> Axes:
             axis = Axis(1, rows.t().reshape(-1))
         moved.append(axis)
     return tuple(moved)
+
+
+def unfold(walk: Walk, node: Node) -> Axes:
+    """Patches as columns: one channel becomes as many rows as a patch has places."""
+    source, places = node.args[0], prod(cast(Sequence[int], node.args[1]))
+    dim = len(walk.shape(node)) - 2
+    ids = alone(walk, source, dim, "an unfolding")
+    return () if ids is None else (Axis(dim, ids.repeat_interleave(places)),)
+
+
+def fold(walk: Walk, node: Node) -> Axes:
+    """Columns as patches, added up where they overlap: the rows of a patch go together."""
+    source, places = node.args[0], prod(cast(Sequence[int], node.args[2]))
+    dim = len(walk.shape(source)) - 2
+    ids = alone(walk, source, dim, "a folding")
+    return () if ids is None else (Axis(dim, tie_rows(walk, ids.reshape(-1, places).t())),)

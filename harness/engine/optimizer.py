@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.engine.graph import Plan
-from harness.errors import SurgeryError, TrainingError
+from harness.errors import ConfigError, SurgeryError, TrainingError
 
 Optimizers = Optimizer | Sequence[Optimizer]
 
@@ -83,7 +83,11 @@ def check_optimizer(optimizers: Optimizers, model: nn.Module) -> None:
 
 
 def _each(optimizers: Optimizers) -> Sequence[Optimizer]:
-    return [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    given = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
+    if not isinstance(given, list | tuple) or not all(isinstance(o, Optimizer) for o in given):
+        raise ConfigError(f"optimizer: {optimizers!r} must be a torch.optim.Optimizer, or a list "
+                          "of several.")
+    return given
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:

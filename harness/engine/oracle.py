@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.engine.evidence import Batch, Loss, alive_channels
+from harness.engine.evidence import Batch, Loss, alive_channels, pairs
 from harness.engine.graph import Graph, Plan
 from harness.errors import GraphError
 
@@ -98,8 +98,8 @@ def _ranks(values: Tensor) -> Tensor:
 def _mean_loss(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> float:
     total, examples = 0.0, 0
     with torch.no_grad():
-        for inputs, targets in batches:
-            outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        for inputs, targets in pairs(batches):
+            outputs = model(*inputs)
             total += float(loss(outputs, targets).double()) * len(targets)
             examples += len(targets)
     return total / examples

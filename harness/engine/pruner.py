@@ -1,8 +1,8 @@
 """Trace, gather, score, select, cut: the engine on one page."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import nn
@@ -10,9 +10,16 @@ from torch import nn
 from harness.engine.aftercare import carry_out
 from harness.engine.certificate import Certificate
 from harness.engine.cost import Cost
-from harness.engine.criteria import Criterion, Score, Scores, criterion_of, score
+from harness.engine.criteria import (
+    Criterion,
+    Score,
+    Scores,
+    check_normalize,
+    criterion_of,
+    score,
+)
 from harness.engine.evidence import Batch, Evidence, Gathered, Loss, Settled, gather
-from harness.engine.floors import Floors, floors_of
+from harness.engine.floors import Floors, floors_of, is_number
 from harness.engine.folding import Folding
 from harness.engine.graph import Example, Graph, Plan
 from harness.engine.ledger import Ledger, ledger
@@ -20,10 +27,18 @@ from harness.engine.optimizer import Memory, Optimizers
 from harness.engine.recalibration import Recalibration
 from harness.engine.request import Request
 from harness.engine.selection import Selection
-from harness.engine.surgery import cut
+from harness.engine.surgery import copied, cut, misfits
 from harness.engine.tally import LayerTime
 from harness.engine.tracing import trace
-from harness.errors import GraphError, TargetError, UnknownName, unknown
+from harness.errors import (
+    ConfigError,
+    GraphError,
+    Mistakes,
+    SurgeryError,
+    TargetError,
+    UnknownName,
+    unknown,
+)
 
 
 @dataclass(frozen=True)
@@ -96,13 +111,32 @@ def prune(model: nn.Module, example: Example, *, target: Mapping[str, float] | N
     Raises TargetError, nothing touched, if the floors and what is frozen do not allow the target;
     SurgeryError if the certificate does not hold; GraphError, ConfigError, UnknownName.
     """
-    wanted = criterion_of(criterion, criterion_options)
-    request = Request(target or {}, ratios or {}, floors_of(floors), round_to, scope, layer_types,
-                      only_follow, one_by_one, latency)
-    memory = Memory(optimizer, model) if optimizer is not None else None
+    refused, limits = Mistakes(), Floors()
+    with refused:
+        wanted = criterion_of(criterion, criterion_options)
+    with refused:
+        limits = floors_of(floors)
+    with refused:
+        check_ranking(normalize, flops_penalty, settle_batches)
+    with refused:
+        request = Request({} if target is None else target, {} if ratios is None else ratios,
+                          limits, round_to, scope, layer_types, only_follow, one_by_one, latency)
+    refused.tell()
+    if wanted.wants and batches is None:
+        raise GraphError("this criterion weighs activations: give "
+                         "batches=[(input, target), ...].")
+    if previous is not None:
+        check_previous(model, previous)
     graph = previous.graph if previous else trace(model, example)
     start = previous.plan if previous else graph.whole()
-    graph, start, held = without(graph, start, ignored(graph, ignore, model))
+    check_data(model, certify_cut=certify_cut)
+    memory = Memory(optimizer, model) if optimizer is not None else None
+    held: dict[str, str] = {}
+    with refused:
+        graph, start, held = without(graph, start, ignored(graph, ignore, model))
+    with refused:
+        request.check(graph)
+    refused.tell()
     before = graph.cost(start)
 
     def scores_from(gathered: Gathered) -> Scores:
@@ -121,32 +155,31 @@ def prune(model: nn.Module, example: Example, *, target: Mapping[str, float] | N
                     flops_penalty=flops_penalty)
 
     gathered = Gathered()
-    if wanted.wants:
-        if batches is None:
-            raise GraphError("this criterion weighs activations: give "
-                             "batches=[(input, target), ...].")
+    if wanted.wants and batches is not None:
         until = (Settled(lambda sums: choose(scores_from(sums)).plan, settle_batches)
                  if settle_batches else None)
         gathered = gather(model, graph, batches, loss, wanted.wants, until=until)
-    subject = copy.deepcopy(model) if dry_run else model
+    subject = copied(model) if dry_run else model
     while True:
         scores = scores_from(gathered)
         rescore = rescorer(model, start, scores_anew) if one_by_one else None
         selection = request.choose(graph, start, scores, held, rescore)
         if not selection.reached:
             raise TargetError(request.unreachable(graph, selection))
+        # All that may fail is done before the cut: what is cut is told.
+        after = graph.cost(selection.plan)
+        told = ledger(graph, start, selection.plan, asked=request.target, scores=scores,
+                      bound=selection.bound, reached=request.gone(graph, selection.counts),
+                      round_to=round_to)
         done = carry_out(subject, graph, start, selection.plan, example, certify_cut=certify_cut,
                          fold=fold, norm_batches=norm_batches, memory=None if dry_run else memory)
         if not done.culprits:
             break
         graph, start, more = without(graph, start, done.culprits)
         held = {**held, **more}
-    told = ledger(graph, start, selection.plan, asked=request.target, scores=scores,
-                  bound=selection.bound, reached=request.gone(graph, selection.counts),
-                  round_to=round_to)
-    return Result(model, selection.plan, before, graph.cost(selection.plan),
-                  {**graph.frozen, **held}, selection.bound, done.certificate, graph, told,
-                  gathered.batches, done.folding, done.recalibration, is_cut=not dry_run)
+    return Result(model, selection.plan, before, after, {**graph.frozen, **held}, selection.bound,
+                  done.certificate, graph, told, gathered.batches, done.folding,
+                  done.recalibration, is_cut=not dry_run)
 
 
 def rank(model: nn.Module, graph: Graph, plan: Plan, criterion: Criterion, *,
@@ -156,6 +189,39 @@ def rank(model: nn.Module, graph: Graph, plan: Plan, criterion: Criterion, *,
     weights = dict(model.named_parameters(remove_duplicate=False))
     evidence = Evidence(graph, plan, weights, gathered, torch.Generator().manual_seed(seed))
     return score(graph, criterion, evidence, normalize, flops_penalty)
+
+
+def check_ranking(normalize: str, flops_penalty: float, settle_batches: int) -> None:
+    """Raises UnknownName for a normalisation that there is not, ConfigError for a wrong number."""
+    refused = Mistakes()
+    with refused:
+        check_normalize(normalize)
+    if not is_number(flops_penalty) or not 0 <= flops_penalty < inf:
+        refused.add(f"flops_penalty: {flops_penalty!r} must be a finite number, not negative.")
+    if not isinstance(settle_batches, int) or settle_batches < 0:
+        refused.add(f"settle_batches: {settle_batches!r} must be a whole number, not negative.")
+    refused.tell()
+
+
+def check_previous(model: nn.Module, previous: Result) -> None:
+    """Raises SurgeryError for a model that is not as an earlier cut has left it."""
+    if not isinstance(previous, Result):
+        raise ConfigError("previous: give the result of an earlier cut, not a "
+                          f"{type(previous).__name__}.")
+    wrong = misfits(model, previous.plan.parameters)
+    if wrong:
+        dry = "" if previous.is_cut else ", which was a dry run and has cut nothing"
+        raise SurgeryError(f"previous: the model is not cut by that result{dry}: {wrong[0]}"
+                           + (f"; and {len(wrong) - 1} more." if len(wrong) > 1 else "."))
+
+
+def check_data(model: nn.Module, *, certify_cut: bool) -> None:
+    """Raises GraphError for weights on the meta device where a cut is to be certified."""
+    empty = [name for name, p in model.named_parameters() if p.is_meta]
+    if empty and certify_cut:
+        raise GraphError(f"{len(empty)} parameters hold no data ({empty[0]} and so on): they are "
+                         "on the meta device. Load them first; or, to plan alone, give "
+                         "certify_cut=False and criterion='random' or 'uniform'.")
 
 
 def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:
@@ -168,6 +234,8 @@ def ignoring(graph: Graph, names: Sequence[str], model: nn.Module) -> Graph:
 
 def ignored(graph: Graph, names: Sequence[str], model: nn.Module) -> dict[str, str]:
     """Groups that the named modules (or their children) write -> 'ignored by name (...)'."""
+    if isinstance(names, str):
+        raise ConfigError(f"ignore: give a list of names: ['{names}'].")
     modules = {name for name, _ in model.named_modules()} - {""}
     wrong = [unknown("module", name, modules) for name in names if name not in modules]
     if wrong:
@@ -195,7 +263,7 @@ def without(graph: Graph, plan: Plan, reasons: Mapping[str, str],
 def rescorer(model: nn.Module, start: Plan, scores_of: Callable[[nn.Module, Plan], Scores],
              ) -> Callable[[Plan], Scores]:
     """Scores of ever smaller plans, each from a copy of the model that is cut so far."""
-    smaller, now = copy.deepcopy(model), start
+    smaller, now = copied(model), start
 
     def rescore(plan: Plan) -> Scores:
         nonlocal now

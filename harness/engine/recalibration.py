@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.engine.evidence import Batch
+from harness.engine.evidence import Batch, pairs
 from harness.errors import SurgeryError
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -27,7 +27,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> Recalibration:
     Everything but the norms runs in eval mode, nothing is trained, and targets are not looked at.
     Every batch counts the same, whatever its size. A norm that the eval-mode forward never reaches
     (an auxiliary head's) keeps its statistics; so do all of them if anything raises.
-    Raises SurgeryError if there are norms but no batches.
+    Raises SurgeryError if there are norms but no batches, or what they lead to is not finite;
+    DataError for what is no batch.
     """
     norms = {name: module for name, module in model.named_modules()
              if isinstance(module, Norm) and module.running_mean is not None}
@@ -42,6 +43,12 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> Recalibration:
             _begin(norm)
         num_batches, num_examples = _run(model, norms.values(), batches)
         measured = {name for name, norm in norms.items() if _count(norm)}
+        wrong = [name for name in measured if not _is_finite(norms[name])]
+        if wrong:
+            measured = set()
+            raise SurgeryError("the batches lead to statistics that are not finite, of "
+                               f"{', '.join(sorted(wrong))}: look for NaN or infinity in them. "
+                               "All are as they were.")
     finally:
         for module, was_training in modes:
             module.training = was_training
@@ -58,6 +65,10 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> Recalibration:
 def _statistics(norm: Norm) -> list[tuple[Tensor, Tensor]]:
     buffers = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
     return [(b, b.data) for b in buffers if b is not None]
+
+
+def _is_finite(norm: Norm) -> bool:
+    return all(bool(data.isfinite().all()) for _, data in _statistics(norm))
 
 
 def _begin(norm: Norm) -> None:
@@ -78,7 +89,7 @@ def _run(model: nn.Module, norms: Iterable[Norm], batches: Iterable[Batch]) -> t
         norm.train()
     num_batches = num_examples = 0
     with torch.no_grad():
-        for inputs, _ in batches:
-            model(inputs)
-            num_batches, num_examples = num_batches + 1, num_examples + len(inputs)
+        for inputs, _ in pairs(batches):
+            model(*inputs)
+            num_batches, num_examples = num_batches + 1, num_examples + len(inputs[0])
     return num_batches, num_examples

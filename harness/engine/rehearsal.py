@@ -6,17 +6,20 @@ where it fails, or puts out other shapes, the groups that do so are found and fr
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from fractions import Fraction
+from math import gcd
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from harness.engine.graph import Example, Graph, Group, Plan, layer_of
-from harness.engine.surgery import Transaction, cut
+from harness.engine.surgery import Transaction, copied, cut, kept_tensors
 from harness.errors import GraphError
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -32,12 +35,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"),
                                            requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach().to("meta")
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor):  # a plain attribute, neither parameter nor buffer
-                memo[id(value)] = value.detach().to("meta")
+    for tensor in kept_tensors(model):
+        memo.setdefault(id(tensor), tensor.detach().to("meta"))
     blank = copy.deepcopy(model, memo)
     for module in blank.modules():
         module._forward_hooks.clear()
@@ -49,7 +48,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 def meta_inputs(example: Example) -> tuple[object, ...]:
     """An example without data, always a tuple."""
     args = example if isinstance(example, tuple) else (example,)
-    return tuple(a.to("meta") if isinstance(a, Tensor) else a for a in args)
+    return tree_map_only(Tensor, lambda a: a.to("meta"), args)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,41 @@ class _Way:
     on_meta: bool
     makes_tensors: bool  # the forward itself makes tensors, which belong on the same device
     shapes: Sequence[tuple[int, ...]] = ()
+    shares: Sequence["_Share"] | None = None  # None: not known yet
+
+
+_Share = tuple[Fraction, Fraction]  # where a slice begins and how wide it is, of all positions
+
+
+class _Shares(TorchDispatchMode):
+    """Notes what share of a dimension slices and splits take.
+
+    `x[:, : c // 2]` takes the same of any width, `x[:, :4]` does not; in a graph they look alike.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[_Share] = []
+
+    def __torch_dispatch__(self, func: Callable[..., object], types: object,
+                           args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> object:
+        out = func(*args, **(kwargs or {}))
+        name, given = str(func), dict(enumerate(args)) | (kwargs or {})
+        if name.startswith("aten.slice."):
+            dim = given.get(1, given.get("dim", 0))
+            size, start = args[0].shape[dim], given.get(2, given.get("start")) or 0
+            self._note(size, min(start + size * (start < 0), size), cast(Tensor, out).shape[dim])
+        elif name.startswith("aten.split"):
+            dim, start = given.get(2, given.get("dim", 0)), 0
+            for part in cast(Sequence[Tensor], out):
+                self._note(args[0].shape[dim], start, part.shape[dim])
+                start += part.shape[dim]
+        return out
+
+    def _note(self, size: int, start: int, width: int) -> None:
+        if 0 < width < size:
+            self.seen.append((Fraction(start, size), Fraction(width, size)))
 
 
 class Forward:
@@ -78,17 +112,19 @@ class Forward:
         for is_training in (False, True):
             for on_meta, makes_tensors in ((True, False), (True, True), (False, False)):
                 way = _Way(is_training, on_meta, makes_tensors)
-                failure, shapes = self._run(way)
+                failure, shapes, shares = self._run(way)
                 if failure is None:
-                    self._ways.append(replace(way, shapes=shapes))
+                    self._ways.append(replace(way, shapes=shapes, shares=shares))
                     break
 
     def failure(self) -> str | None:
         """What the forward raises now in one of those modes; None if it runs as before."""
         for way in self._ways[:1] if self.is_brief else list(self._ways):
-            failure, shapes = self._run(way)
+            failure, shapes, shares = self._run(way)
             if failure is None and shapes != way.shapes:
                 failure = f"it puts out {shapes} instead of {way.shapes}"
+            if failure is None and shares != way.shares:
+                failure = "it takes some at fixed places, or at other shares of a smaller width"
             if failure is not None:
                 # The mode that failed comes first from now on: it will tell the soonest.
                 self._ways.sort(key=lambda other: other is not way)
@@ -108,26 +144,30 @@ class Forward:
         return {name: Forward(self._model.get_submodule(name), args)
                 for name, args in seen.items()}
 
-    def _run(self, way: _Way) -> tuple[str | None, Sequence[tuple[int, ...]]]:
+    def _run(self, way: _Way) -> tuple[str | None, Sequence[tuple[int, ...]], Sequence[_Share]]:
         is_blank = all(p.is_meta for p in self._model.parameters())
         model = self._model
         if not is_blank:
-            model = meta_copy(model) if way.on_meta else copy.deepcopy(model)
+            model = meta_copy(model) if way.on_meta else copied(model)
         inputs = meta_inputs(self._args) if way.on_meta else self._args
         modes = [(module, module.training) for module in model.modules()]
         devices = {p.device for p in model.parameters() if p.is_cuda}
         default = torch.device("meta") if way.makes_tensors else nullcontext()
         self.where = ""
+        # To note them costs time; a forward that took none before will not begin to.
+        shares = _Shares() if way.shares != [] else None
         try:
-            with torch.no_grad(), torch.random.fork_rng(list(devices)), default:
+            with (torch.no_grad(), torch.random.fork_rng(list(devices)), default,
+                  shares or nullcontext()):
                 out = model.train(way.is_training)(*inputs)
         except Exception as error:  # whatever a user's forward raises
             self.where = _where(error, model)
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", ()
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", (), ()
         finally:
             for module, was_training in modes:
                 module.training = was_training
-        return None, [tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor)]
+        shapes = [tuple(t.shape) for t in tree_leaves(out) if isinstance(t, Tensor)]
+        return None, shapes, shares.seen if shares else []
 
 
 def _where(error: Exception, model: nn.Module) -> str:
@@ -149,7 +189,7 @@ def freeze_sizes_in_forward(graph: Graph, model: nn.Module, example: Example) ->
     blank = meta_copy(model)
     forward = Forward(blank, example)
     halves = _halves(graph)
-    number = {group.name: n for n, group in enumerate(graph.groups)}
+    number = {group.name: n for n, group in enumerate(graph.groups)}  # a joined one keeps its own
     everyone = 2 ** len(number).bit_length() - 1
     for turn in [*(1 << bit for bit in range(len(number).bit_length())), everyone]:
         forward.is_brief = turn != everyone
@@ -159,9 +199,47 @@ def freeze_sizes_in_forward(graph: Graph, model: nn.Module, example: Example) ->
             culprits = sizes_in_forward(blank, graph, graph.whole(), half, forward)
             if not culprits:
                 break
+            together = [names for name in culprits
+                        if (names := _agreeing(blank, graph, name, forward))]
+            if together:
+                graph = graph.joined(together[0])
+                halves = _halves(graph)
+                continue
             more = [why for name in culprits for why in _kin(blank, graph, name, halves, forward)]
             graph = graph.freeze(culprits | dict(more))
     return graph
+
+
+def _agreeing(blank: nn.Module, graph: Graph, guilty: str, forward: Forward) -> list[str]:
+    """The guilty group and those that must go with it, if then the forward runs; else [].
+
+    An attention that divides the width of its input by its heads needs its own width to follow.
+    So the groups that the failing module holds beside are cut along, place by place, and so on
+    until the forward runs, or fails with nothing left to add. Who is not needed is left out again.
+    """
+    def failure_of(names: Sequence[str]) -> str | None:
+        members = [graph[name] for name in names]
+        width = gcd(*(g.channels for g in members))
+        if width < 2:
+            return "their widths have nothing in common"
+        half = {g.name: [c for c in range(g.channels) if c % width % 2 == 0] for g in members}
+        return _failure(blank, graph.whole(), graph.plan(half), forward)
+
+    was_brief, forward.is_brief = forward.is_brief, True
+    names = [guilty]
+    while failure_of(names) is not None:
+        beside = [g.name for g in graph.groups if g.name not in names and forward.where
+                  and any(s.tensor.startswith(f"{forward.where}.") for s in g.slices)]
+        if not beside:
+            names = []
+            break
+        names += beside
+    for name in names[1:]:
+        fewer = [n for n in names if n != name]
+        if failure_of(fewer) is None:
+            names = fewer
+    forward.is_brief = was_brief
+    return names if len(names) > 1 else []
 
 
 def _kin(blank: nn.Module, graph: Graph, guilty: str, halves: Mapping[str, Tensor],

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.engine.choices import LAYER_TYPES, not_chosen
-from harness.engine.floors import Floors
+from harness.engine.floors import Floors, check_floors, check_names
 from harness.engine.graph import Graph, Plan
 from harness.engine.selection import (
     SCOPES,
@@ -15,6 +15,7 @@ from harness.engine.selection import (
     select,
     select_one_by_one,
     select_ratios,
+    widths_of,
 )
 from harness.engine.tally import Counts, LayerTime
 from harness.engine.targets import (
@@ -24,7 +25,7 @@ from harness.engine.targets import (
     target_of,
     whole_counts,
 )
-from harness.errors import ConfigError, unknown
+from harness.errors import Mistakes, unknown
 
 Scores = Mapping[str, Tensor]
 Rescore = Callable[[Plan], Scores]
@@ -50,23 +51,40 @@ class Request:
     times: Mapping[str, LayerTime] | None = None
 
     def __post_init__(self) -> None:
+        refused = Mistakes()
         if self.target and self.ratios:
-            raise ConfigError("target and ratios: give one of them; a ratio is each layer's own.")
-        if not self.ratios:
-            check_target(self.target)
-        wrong = [f"{name}: {unknown(kind, given, known)}" for name, kind, given, known in (
-            ("scope", "scope", self.scope, SCOPES),
-            ("layer_types", "type", self.layer_types, LAYER_TYPES)) if given not in known]
-        if self.round_to < 1:
-            wrong.append(f"round_to: {self.round_to} must be at least 1.")
+            refused.add("target and ratios: give one of them; a ratio is each layer's own.")
+        if not isinstance(self.ratios, Mapping):
+            refused.add(f"ratios: {self.ratios!r} must be a table: {{'conv1': 0.5}}.")
+        elif not self.ratios:
+            with refused:
+                check_target(self.target)
+        refused.add(*(
+            f"{name}: {unknown(kind, str(given), known)}" for name, kind, given, known in (
+                ("scope", "scope", self.scope, SCOPES),
+                ("layer_types", "type", self.layer_types, LAYER_TYPES)) if given not in known))
+        if not isinstance(self.round_to, int) or self.round_to < 1:
+            refused.add(f"round_to: {self.round_to!r} must be at least 1, a whole number.")
+        if isinstance(self.only_follow, str):
+            refused.add(f"only_follow: give a list of names: ['{self.only_follow}'].")
         if self.ratios and self.floors.group_rule != "share":
-            wrong.append("floors.group_rule: works from a percentage; with ratios give group_min.")
+            refused.add("floors.group_rule: works from a percentage; with ratios give group_min.")
         for name, usual in (("scope", "global"), ("layer_types", "all"), ("only_follow", ()),
                             ("one_by_one", False)):
             if self.ratios and getattr(self, name) != usual:
-                wrong.append(f"{name}: does not go with ratios, which name what goes.")
-        if wrong:
-            raise ConfigError("\n".join(wrong))
+                refused.add(f"{name}: does not go with ratios, which name what goes.")
+        refused.tell()
+
+    def check(self, graph: Graph) -> None:
+        """Raises ConfigError for what is wrong on this network: names, and numbers of layers."""
+        refused = Mistakes()
+        with refused:
+            check_floors(graph, self.floors)
+        with refused:
+            check_names("only_follow", graph, self.only_follow)
+        with refused:
+            widths_of(graph, self.ratios)
+        refused.tell()
 
     def choose(self, graph: Graph, start: Plan, scores: Scores,
                held: Mapping[str, str] | None = None,
@@ -93,8 +111,10 @@ class Request:
         """Sentence if it cannot be met: what is nearest, and what stands in the way."""
         what = "the ratios cannot be met" if self.ratios else (
             f"the target cannot be met: {self.of(graph).nearest(selection.counts)}")
-        reasons = [f"  {g}: {why}" for g, why in [*selection.bound.items(), *graph.frozen.items()]]
-        return f"{what}. In the way:\n" + "\n".join(reasons)
+        if {"filters"} & self.target.keys() and not whole_counts(graph).filters:
+            what += " (filters are convolution outputs, and it has none: ask for 'channels')"
+        reasons = [f"  {g}: {why}" for g, why in {**selection.bound, **graph.frozen}.items()]
+        return f"{what}. In the way:\n" + ("\n".join(reasons) or "  nothing in it can be cut")
 
     def gone(self, graph: Graph, counts: Counts) -> dict[str, float]:
         """Share of every resource that is gone, of the whole network's."""

@@ -24,6 +24,7 @@ from harness.engine.floors import (
     check_floors,
     check_names,
     guards,
+    is_number,
     nearest,
 )
 from harness.engine.graph import Graph, Plan
@@ -90,7 +91,8 @@ def select_ratios(graph: Graph, scores: Mapping[str, Tensor], ratios: Mapping[st
 
     ratios: {module name: share to remove}; a parent's covers its children, the longest name wins,
         and layers that are not named stay whole. Those with the highest scores stay.
-    Floors hold here too: if one is in the way, `reached` is False and `bound` names it.
+    Floors hold here too: if one is in the way, `reached` is False and `bound` names it; so it is if
+    nothing can be cut under a module that is named.
     Raises ConfigError for a share outside [0, 1], a module that the network does not have, or
     layers that can only be cut together and are given different shares.
     """
@@ -101,9 +103,11 @@ def select_ratios(graph: Graph, scores: Mapping[str, Tensor], ratios: Mapping[st
     order = _ordered(graph, start, queue, floors, round_to)
     group, channel, _ = order.removals()
     plan = _without(graph, start, group, channel)
-    is_reached = all(len(plan.kept[name]) < width + round_to for name, width in asked.items())
+    whole = _named_in_vain(graph, ratios)
+    is_reached = not whole and all(
+        len(plan.kept[name]) < width + round_to for name, width in asked.items())
     counts = tally_of(graph).along(start, group, channel)[len(channel)]
-    bound = {} if is_reached else {**held, **order.bound_before(None)}
+    bound = {} if is_reached else {**whole, **held, **order.bound_before(None)}
     return Selection(plan, is_reached, counts, bound)
 
 
@@ -131,8 +135,10 @@ def _enough_or_fewer(enough: Enough, channels: int) -> Enough:
 def widths_of(graph: Graph, ratios: Mapping[str, float]) -> dict[str, int]:
     """Group -> channels that stay, of the groups with a named layer; see `select_ratios`."""
     check_names("ratios", graph, ratios)
-    wrong = [f"ratios: {name}: {share} must be from 0 to 1."
-             for name, share in ratios.items() if not 0 <= share <= 1]
+    wrong = [f"ratios: {name}: {share!r} must be from 0 to 1."
+             for name, share in ratios.items() if not (is_number(share) and 0 <= share <= 1)]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     widths = {}
     for group in graph.groups:
         shares = {layer: share for layer in group.layers
@@ -147,6 +153,20 @@ def widths_of(graph: Graph, ratios: Mapping[str, float]) -> dict[str, int]:
     if wrong:
         raise ConfigError("\n".join(wrong))
     return widths
+
+
+def _named_in_vain(graph: Graph, ratios: Mapping[str, float]) -> dict[str, str]:
+    """Module that shall lose channels, and under which no layer can -> why not."""
+    found = {}
+    for name, share in ratios.items():
+        def is_under(layer: str, name: str = name) -> bool:
+            return not name or f"{layer}.".startswith(f"{name}.")
+
+        if share and not any(is_under(layer) for g in graph.groups for layer in g.layers):
+            whole = [why for group, why in graph.frozen.items()
+                     if any(map(is_under, (group, *graph.layers.get(group, ()))))]
+            found[name] = "; ".join(dict.fromkeys(whole)) or "no layer under it writes channels"
+    return found
 
 
 def _comparable(graph: Graph, start: Plan, scores: Mapping[str, Tensor],
@@ -272,9 +292,10 @@ class _Order:
         for guard in guards:
             least, words = guard.least()
             left = guard.left - guard.cost[group][channels].cumsum(0)
-            number = self._rounded(group, int((left >= least).sum()))
+            possible = int((left >= least).sum())
+            number = self._rounded(group, possible)
             if number < allowed:
-                allowed, text = number, words
+                allowed, text = number, words + self._rounding(number < possible)
         if text:
             refused = min(self._batch_end(group, allowed), len(places) - 1)
             self._refused.append((int(places[refused]), group, text))
@@ -328,8 +349,12 @@ class _Order:
         for guard in self._guards[group]:
             least, words = guard.least(alive)
             if guard.left_without(group, channels) < least:
-                return words
+                alone = guard.left_without(group, channels[:1])
+                return words + self._rounding(alone >= least)
         return None
+
+    def _rounding(self, is_to_blame: bool) -> str:
+        return f", and its width is a multiple of {self._round_to}" if is_to_blame else ""
 
 
 def _ends(turn: Tensor) -> list[int]:

@@ -4,12 +4,14 @@ Tensors keep their identity (an optimiser or a tied module that holds them sees 
 attributes that repeat their sizes are brought up to date.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from harness.engine.graph import Plan
 from harness.errors import SurgeryError
@@ -17,7 +19,28 @@ from harness.errors import SurgeryError
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d,
                  nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features",
-          "num_parameters", "normalized_shape", "num_channels", "num_groups", "embedding_dim")
+          "num_parameters", "normalized_shape", "num_channels", "num_groups", "embedding_dim",
+          "in1_features", "in2_features")
+
+
+_MASKED = "weight_orig"  # the weight, where torch.nn.utils.prune masks it before every forward
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; of what a forward has computed and the model keeps, without its gradients."""
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept_tensors(model)
+                                 if not t.is_leaf})
+
+
+def kept_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules hold as plain attributes, or in lists and tables of them; buffers too.
+
+    A forward may have put them there, with all that they were computed from.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_modules"):
+                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 class Transaction:
@@ -73,8 +96,20 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
             tensor.grad = None
         touched = {name.rpartition(".")[0] for name, _ in places}
         for module_name in touched:
-            dims = after.get(f"{module_name}.weight", {})
+            dims = {**after.get(f"{module_name}.weight", {}), **after.get(
+                f"{module_name}.{_MASKED}", {})}
             _refresh(model.get_submodule(module_name), is_narrower=1 in dims)
+
+
+def misfits(model: nn.Module, parameters: Mapping[str, Mapping[int, Tensor]]) -> list[str]:
+    """In what a model is not cut by {tensor name: {dimension: kept original indices}}, in words."""
+    tensors = _named_tensors(model)
+    wrong = [f"it has no tensor '{name}'" for name in parameters if name not in tensors]
+    for name, dims in parameters.items():
+        shape = tuple(tensors[name].shape) if name in tensors else ()
+        wrong += [f"{name} has shape {shape}, and {len(kept)} of dimension {dim} were kept"
+                  for dim, kept in dims.items() if shape and shape[dim:dim + 1] != (len(kept),)]
+    return wrong
 
 
 def _places(tensors: Mapping[str, Tensor], name: str, dim: int, kept: Tensor,
@@ -117,7 +152,7 @@ def _refresh(module: nn.Module, *, is_narrower: bool) -> None:
 
     is_narrower: the plan takes positions of the weight's second dimension, now or before.
     """
-    weight = getattr(module, "weight", None)
+    weight = getattr(module, _MASKED, getattr(module, "weight", None))
     if weight is None:  # a batch norm without scale
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):
@@ -126,6 +161,8 @@ def _refresh(module: nn.Module, *, is_narrower: bool) -> None:
         _refresh_convolution(module, weight, is_narrower)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = weight.shape
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm):

@@ -12,6 +12,7 @@ from math import floor
 import torch
 from torch import Tensor
 
+from harness.engine.floors import is_number
 from harness.engine.graph import Graph
 from harness.engine.tally import Counts, LayerTime, counts_of
 from harness.errors import ConfigError, unknown
@@ -64,9 +65,11 @@ class Budget:
 
 def check_target(shares: Mapping[str, float]) -> None:
     """Raises ConfigError for a resource that there is not, or a share outside (0, 1)."""
+    if not isinstance(shares, Mapping):
+        raise ConfigError(f"target: {shares!r} must be a table: {{'filters': 0.5}}.")
     wrong = [unknown("resource", name, RESOURCES) for name in shares if name not in RESOURCES]
-    wrong += [f"{name}: {share} must be a share above 0 and below 1"
-              for name, share in shares.items() if not 0 < share < 1]
+    wrong += [f"{name}: {share!r} must be a share above 0 and below 1"
+              for name, share in shares.items() if not (is_number(share) and 0 < share < 1)]
     if wrong or not shares:
         raise ConfigError("target: " + ("; ".join(wrong) or f"name one of {', '.join(RESOURCES)}."))
 
@@ -88,7 +91,8 @@ def target_of(graph: Graph, shares: Mapping[str, float],
               times: Mapping[str, LayerTime] | None = None) -> Target:
     """A target on this network. Raises ConfigError; latency asks for tables."""
     if "latency" in shares and times is None:
-        raise ConfigError("latency: needs the tables of the layers' latencies.")
+        raise ConfigError("latency: needs the tables of the layers' latencies: "
+                          "latency=harness.latency_tables(model, example, graph).")
     return Target(shares, whole_counts(graph, times))
 
 

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Graph as FxGraph
 from torch.fx import Node
 
 from harness.engine.axes import Axes, Axis, Ids, argument, operator
@@ -16,6 +17,8 @@ from harness.engine.rules import LAYERS, RULES
 # Modules whose output a gate may stand on: one call, one tensor, channels in a known dimension.
 _GATED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
           nn.ConvTranspose3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear)
+_CALLS = frozenset(["wrap_with_set_grad_enabled", "wrap_with_autocast"])
+_MAKERS = frozenset(["aten.expand", "aten.repeat", "aten.zeros", "aten.ones", "aten.full"])
 _COUNTED = LAYERS | {"matmul", "mm", "bmm", "mv", "dot", "addmm", "einsum",
                      "scaled_dot_product_attention"}
 
@@ -84,6 +87,9 @@ class Tracer:
 
     def tensor(self, node: object) -> str | None:
         return self._parameter.get(node) if isinstance(node, Node) else None
+
+    def is_buffer(self, tensor: str) -> bool:
+        return not isinstance(self._tensors[tensor], nn.Parameter)
 
     def write(self, tensor: str, dim: int) -> Ids:
         if self._tensors[tensor].shape[dim] == 1:
@@ -161,17 +167,47 @@ class Tracer:
         owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         inputs = set(signature.user_inputs)
         for node in program.graph.nodes:
-            if node.name in inputs or not self._batched.isdisjoint(node.all_input_nodes):
+            if node.op == "placeholder" and node.name in inputs:
                 self._batched.add(node)
-            if node.op == "placeholder":
-                if node.name in owned:
-                    self._parameter[node] = self._canonical[owned[node.name]]
-            elif node.op == "call_function":
+            elif node.op == "placeholder" and node.name in owned:
+                self._parameter[node] = self._canonical[owned[node.name]]
+        for leaf in self._follow(program.graph):
+            for axis in self.axes(leaf):
+                self.freeze(axis.ids, "output of the network")
+
+    def _follow(self, graph: FxGraph) -> list[Node]:
+        """Visit the operators of a graph in order. Returns: what it puts out."""
+        out: list[Node] = []
+        for node in graph.nodes:
+            if not self._batched.isdisjoint(node.all_input_nodes) or self._one_for_each(node):
+                self._batched.add(node)
+            if node.op == "call_function":
                 self._values[node] = self._visit(node)
             elif node.op == "output":
-                for leaf in _leaves(node.args):
-                    for axis in self.axes(leaf):
-                        self.freeze(axis.ids, "output of the network")
+                out = _leaves(node.args)
+        return out
+
+    def _one_for_each(self, node: Node) -> bool:
+        """Whether something of the network's own is made anew for every example (queries)."""
+        first = [self.shape(n)[:1] for n in [node, *node.all_input_nodes]
+                 if len(self.shape(n)) == len(self.shape(node))]
+        return (operator(node) in _MAKERS and self._batch > 1
+                and first[0] == (self._batch,) not in first[1:])
+
+    def _follow_inner(self, node: Node) -> list[Axes]:
+        """What a forward does under no_grad or autocast is a graph of its own, called once."""
+        (place,) = (n for n, a in enumerate(node.args)
+                    if isinstance(a, Node) and a.op == "get_attr")
+        inner = getattr(node.graph.owning_module, str(cast(Node, node.args[place]).target)).graph
+        holders = [n for n in inner.nodes if n.op == "placeholder"]
+        for holder, given in zip(holders, node.args[place + 1:], strict=True):
+            if given in self._parameter:
+                self._parameter[holder] = self._parameter[cast(Node, given)]
+            elif isinstance(given, Node):
+                self._values[holder] = self._values.get(given, ())
+            if given in self._batched:
+                self._batched.add(holder)
+        return [self.axes(leaf) for leaf in self._follow(inner)]
 
     def _visit(self, node: Node) -> "Axes | list[Axes]":
         name = operator(node).removeprefix("aten.")
@@ -179,6 +215,8 @@ class Tracer:
             source, index = cast(tuple[Node, int], node.args)
             parts = self._values.get(source, ())
             return parts[index] if isinstance(parts, list) else ()
+        if name in _CALLS:
+            return self._follow_inner(node)
         if self._counting and name not in _COUNTED and self.shape(node):
             self._uncounted[operator(node)] = self._uncounted.get(operator(node), 0) + 1
         rule = RULES.get(name)
@@ -284,7 +322,9 @@ class Tracer:
             labels = label[family == root].unique()
             free = labels[~pinned[labels]]
             why = "; ".join(reasons.get(root, []))
-            if len(labels) == 1 and not why:
+            if not why and all(self.is_buffer(tensor) for tensor, _ in writers):
+                free, why = free[:0], "only buffers write them, which no criterion weighs"
+            elif len(labels) == 1 and not why:
                 free, why = free[:0], "all of its channels can only go together"
             number[free] = torch.arange(len(free))
             group = self._group(name, len(free), [

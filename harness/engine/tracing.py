@@ -1,10 +1,15 @@
 """Trace a network: on the meta device, where nothing is computed or allocated."""
 
+import logging
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +29,12 @@ def trace(model: nn.Module, example: Example) -> Graph:
     being the batch. An architecture that was traced before, here, is not traced again.
     Raises GraphError if torch.export cannot trace the model.
     """
+    _check(model, example)
+    with _TRACING:
+        return _known_or_traced(model, example)
+
+
+def _known_or_traced(model: nn.Module, example: Example) -> Graph:
     key = structure_of(model, example)
     if key is None:
         return _traced(model, example)
@@ -34,8 +45,23 @@ def trace(model: nn.Module, example: Example) -> Graph:
     return _KNOWN[key]
 
 
+_TRACING = threading.RLock()  # torch.export is not for several threads at a time
 _KNOWN: dict[str, Graph] = {}  # by structure; a graph holds no weights
 _MOST_KNOWN = 16
+
+
+def _check(model: nn.Module, example: Example) -> None:
+    """Raises GraphError for what is no network yet, or nothing to run it on."""
+    if not isinstance(model, nn.Module):
+        raise GraphError(f"the model must be a torch.nn.Module, not a {type(model).__name__}.")
+    lazy = [name for name, p in [*model.named_parameters(), *model.named_buffers()]
+            if is_lazy(p)]
+    if lazy:
+        raise GraphError(f"{', '.join(lazy[:4])} have no size yet: run one forward of the lazy "
+                         "modules first.")
+    if any(isinstance(a, Tensor) and a.dim() and not len(a) for a in tree_leaves(example)):
+        raise GraphError("the example is empty: its first dimension is the batch, give one or "
+                         "more.")
 
 
 def _traced(model: nn.Module, example: Example) -> Graph:
@@ -59,13 +85,30 @@ def _traced(model: nn.Module, example: Example) -> Graph:
 
 def _export(blank: nn.Module, inputs: tuple[object, ...]) -> torch.export.ExportedProgram:
     """Tensors that the forward itself makes belong on the meta device too; that costs time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the forward's own ways, which are the user's
+    with _quiet():
         try:
             return torch.export.export(blank, inputs, strict=False)
         except Exception:
             with torch.device("meta"):
                 return torch.export.export(blank, inputs, strict=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No words on the forward's own ways, which are the user's; what export fails at is raised."""
+    loggers = [log for name in _TALKATIVE if not (log := logging.getLogger(name)).disabled]
+    for log in loggers:
+        log.disabled = True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log in loggers:
+            log.disabled = False
+
+
+_TALKATIVE = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 
 
 def _trains_the_same(blank: nn.Module, inputs: tuple[object, ...]) -> bool:
@@ -116,7 +159,7 @@ def _meet(shapes: list[torch.Size]) -> bool:
 
 
 def _batch(inputs: tuple[object, ...]) -> int:
-    sizes = [a.shape[0] for a in inputs if isinstance(a, Tensor) and a.dim() > 0]
+    sizes = [a.shape[0] for a in tree_leaves(inputs) if isinstance(a, Tensor) and a.dim() > 0]
     return int(sizes[0]) if sizes else 1
 
 

@@ -1,14 +1,14 @@
 """Try a cut on the user's own network: does its forward still run, does it compute the same?"""
 
-import copy
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
-from harness.engine.certificate import Certificate, certify
+from harness.engine.certificate import Certificate, certify, is_random
 from harness.engine.graph import Example, Graph, Plan
 from harness.engine.rehearsal import Forward, sizes_in_forward
-from harness.engine.surgery import Transaction, cut
+from harness.engine.surgery import Transaction, copied, cut
 from harness.errors import SurgeryError
 
 
@@ -23,21 +23,33 @@ def try_cut(model: nn.Module, graph: Graph, before: Plan, after: Plan, example: 
     culprits = sizes_in_forward(model, graph, before, after, Forward(model, example))
     if culprits:
         return culprits, None
-    dense = copy.deepcopy(model) if certify_cut else None
+    dense = copied(model) if certify_cut else None
     transaction = Transaction(model)
+    failure = None
     with transaction:
         cut(model, before, after)
         if dense is None:
             return {}, None
-        certificate = certify(dense, model, graph, before, after, example)
-        if certificate.holds:
-            return {}, certificate
+        try:
+            certificate = certify(dense, model, graph, before, after, example)
+            if certificate.holds:
+                return {}, certificate
+            failure = (f"difference {certificate.difference:.2g} of the spread, tolerance "
+                       f"{certificate.tolerance:.0g}")
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a person's hook with a size of its own, say
+            certificate, failure = None, _first_line(error)
     transaction.undo()
+    if is_random(dense, example):
+        raise SurgeryError(
+            "the forward is random in eval mode too, in what is cut, and nothing can be compared: "
+            f"{failure}. Switch that off in eval mode, or give certify_cut=False. The model is as "
+            "it was.")
     differing = _differing(dense, graph, before, after, example)
     if not differing:
         raise SurgeryError(
-            "the cut network does not compute what the silenced one does: difference "
-            f"{certificate.difference:.2g} of the spread, tolerance {certificate.tolerance:.0g}, "
+            f"the cut network does not compute what the silenced one does: {failure}, "
             "and no group is to blame alone. Please report it. The model is as it was.")
     return differing, certificate
 
@@ -47,12 +59,14 @@ def _differing(dense: nn.Module, graph: Graph, before: Plan, after: Plan,
     """Groups that, cut alone, change what the network computes."""
     found = {}
     for name, alone in _one_by_one(graph, before, after):
-        small = copy.deepcopy(dense)
+        small = copied(dense)
         cut(small, before, alone)
         try:
             certificate = certify(dense, small, graph, before, alone, example)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # the sizes of two groups must agree, and both were cut
-            found[name] = f"size written in forward ({(str(error).splitlines() or [''])[0]})"
+            found[name] = f"size written in forward ({_first_line(error)})"
             continue
         if not certificate.holds:
             found[name] = ("the forward computes with its width or order: cut alone, it changes "
@@ -65,3 +79,7 @@ def _one_by_one(graph: Graph, before: Plan, after: Plan) -> Iterator[tuple[str, 
     for name, kept in after.kept.items():
         if len(kept) < len(before.kept[name]):
             yield name, graph.plan({**before.kept, name: kept})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

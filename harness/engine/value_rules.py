@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from harness.engine.axes import Axes, Axis, Rule, Walk, argument, channels, meet, operator
+from harness.engine.axes import (
+    Axes,
+    Axis,
+    Rule,
+    Walk,
+    alone,
+    argument,
+    channels,
+    meet,
+    operator,
+)
 
 
 def follow(walk: Walk, node: Node) -> Axes:
@@ -32,6 +42,46 @@ def combine(walk: Walk, node: Node) -> Axes:
     operands = [a for a in _flat([*node.args, *node.kwargs.values()])
                 if isinstance(a, Node) and walk.shape(a)]
     return joined(walk, operands, len(walk.shape(node)))
+
+
+def scaled(walk: Walk, node: Node) -> Axes:
+    """A product or quotient, element by element. A parameter that others scale is still that one.
+
+    So is one that a mask multiplies: where it is zero the result is. But not by anything computed:
+    a norm of the weights is another when some of them have gone.
+    """
+    factors = [a for a in node.args[:2] if isinstance(a, Node)]
+    for one in factors:
+        for axis in walk.axes(one):
+            if axis.home and any(_comes_from(walk, axis.home[0], other) for other in factors
+                                 if other is not one and not walk.axes(other)):
+                walk.freeze(axis.ids, "weights are scaled by a number computed from all of them")
+    met = combine(walk, node)
+    if not all(walk.tensor(f) or _is_own(walk.axes(f)) for f in factors):
+        return met
+    named = factors[:1] if "div" in operator(node) else factors
+    whole = [walk.axes(f) for f in named if walk.shape(f) == walk.shape(node)]
+    learned = [axes for axes in whole
+               if not any(axis.home and walk.is_buffer(axis.home[0]) for axis in axes)]
+    homes = {axis.dim: axis.home for axis in (learned or whole or [()])[0]}
+    return tuple(replace(axis, home=homes.get(axis.dim)) for axis in met)
+
+
+def _is_own(axes: Axes) -> bool:
+    return bool(axes) and all(axis.home for axis in axes)
+
+
+def _comes_from(walk: Walk, tensor: str, node: Node) -> bool:
+    """Whether a value is computed from a tensor of the model, among others."""
+    seen, todo = {node}, [node]
+    while todo:
+        for before in todo.pop().all_input_nodes:
+            if walk.tensor(before) == tensor:
+                return True
+            if before not in seen:
+                seen.add(before)
+                todo.append(before)
+    return False
 
 
 def joined(walk: Walk, operands: Sequence[Node], rank: int) -> Axes:
@@ -94,6 +144,33 @@ def pooled_pair(walk: Walk, node: Node) -> list[Axes]:
     """Pooling that also returns indices, one for each value."""
     axes = cast(Axes, spatial(walk, node))
     return [axes, axes]
+
+
+def ranked(walk: Walk, node: Node) -> list[Axes]:
+    """The largest along a dimension, and their places."""
+    dims = along(lambda n, rank: [argument(n, 1 + ("topk" in operator(n)), "dim", -1) % rank])
+    axes = cast(Axes, dims(walk, node))
+    return [axes, axes]
+
+
+def unpooled(walk: Walk, node: Node) -> Axes:
+    """Values at the places that a pooling found: channel by channel, as the places."""
+    values, places = cast(tuple[Node, Node], tuple(node.args[:2]))
+    swept = _spatial_dims(node, len(walk.shape(values)))
+    for axis in (*walk.axes(values), *walk.axes(places)):
+        if axis.dim in swept:
+            walk.freeze(axis.ids, f"{operator(node)} works along the dimension that holds them")
+    met = joined(walk, [values, places], len(walk.shape(values)))
+    return tuple(a for a in met if a.dim not in swept)
+
+
+def sampled(walk: Walk, node: Node) -> Axes:
+    """Every channel at the places that a grid names; the grid's own numbers stay."""
+    values, grid = cast(tuple[Node, Node], tuple(node.args[:2]))
+    for axis in walk.axes(grid):
+        walk.freeze(axis.ids, "they are the places at which another value is sampled")
+    ids = alone(walk, values, 1, "grid sampling")
+    return () if ids is None else (Axis(1, ids),)
 
 
 def roll(walk: Walk, node: Node) -> Axes:

@@ -12,7 +12,7 @@ import harness
 from engine.by_hand import counted_macs, num_parameters, outputs, run, silenced, snapshot
 from harness.engine import pruner
 from harness.engine.optimizer import check_optimizer
-from harness.errors import HarnessError, SurgeryError, TargetError, TrainingError
+from harness.errors import ConfigError, SurgeryError, TargetError, TrainingError
 
 
 def pairs(seed: int = 5) -> list[tuple[Tensor, Tensor]]:
@@ -231,8 +231,14 @@ def test_the_result_of_another_network_is_refused() -> None:
     model, example = nets.residual()
     first = harness.prune(copy.deepcopy(model), example, target={"filters": 0.5})
     before = snapshot(model)
-    with pytest.raises(HarnessError, match="in dimension|entries of"):
+    with pytest.raises(SurgeryError, match="the model is not cut by that result: .* were kept"):
         harness.prune(model, example, target={"filters": 0.6}, previous=first)
+    dry = harness.prune(model, example, target={"filters": 0.5}, dry_run=True)
+    with pytest.raises(SurgeryError, match="which was a dry run and has cut nothing"):
+        harness.prune(model, example, target={"filters": 0.6}, previous=dry)
+    plan: Any = first.plan
+    with pytest.raises(ConfigError, match="give the result of an earlier cut, not a Plan"):
+        harness.prune(model, example, target={"filters": 0.6}, previous=plan)
     assert snapshot(model) == before
 
 

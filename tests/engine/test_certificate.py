@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from engine.by_hand import random_plan, run, silenced, snapshot, traced
 from harness.engine.certificate import Certificate, certify
 from harness.engine.graph import Graph, Plan, Slice
-from harness.engine.pruner import prune
 from harness.engine.surgery import cut
 from harness.engine.tracing import trace
 from harness.errors import SurgeryError
@@ -175,19 +174,23 @@ def test_a_silent_query_that_stays_counts_in_the_scale() -> None:
     assert certified(model, graph, plan, example).certified
 
 
-def test_attention_that_scales_by_its_width_in_python_is_refused() -> None:
-    """A trace sees a constant where the cut network computes another."""
+def test_attention_that_scales_by_its_width_in_python_is_certified() -> None:
+    """By hand: the whole network with dead queries, rescaled to the width that stays."""
     model, example = nets.scale_by_width()
-    graph = trace(model, example)
-    assert "query" in {g.name for g in graph.groups}
     assert isinstance(example, Tensor)
-    plan = graph.plan({"query": [0, 1, 2]})
-    assert not certified(model, graph, plan, (example,)).holds
-    result = prune(model, example, target={"channels": 0.2})
-    assert "computes with its width" in result.frozen["query"]
-    assert result.certificate is not None
-    assert result.certificate.certified
-    assert model.get_parameter("query.weight").shape[0] == 8
+    graph = trace(model, example)
+    plan, other = graph.plan({"query": [0, 1, 2]}), graph.plan({"query": [1, 2, 3]})
+    assert certified(model, graph, plan, (example,)).certified
+    assert not certified(model, graph, plan, (example,), wrong=other).holds
+
+    by_hand, small = copy.deepcopy(model), copy.deepcopy(model)
+    cut(small, graph.whole(), plan)
+    with torch.no_grad():
+        for name in ("query.weight", "query.bias"):
+            by_hand.get_parameter(name)[3:] = 0.0
+            by_hand.get_parameter(name).mul_((8 / 3) ** 0.5)
+    torch.testing.assert_close(run(small, (example,)), run(by_hand, (example,)),
+                               rtol=1e-6, atol=1e-7)
 
 
 def test_a_norm_over_one_channel_puts_out_its_shift() -> None:
@@ -206,9 +209,11 @@ def test_a_norm_over_one_channel_puts_out_its_shift() -> None:
 
 
 def test_outputs_that_are_not_finite_do_not_certify() -> None:
+    """No group is to blame: it was so before the cut."""
     model, example, graph = traced(nets.chain)
     nn.init.constant_(model.get_parameter("3.2.bias"), torch.inf)
-    assert not certified(model, graph, graph.plan({"0.0": [0, 1]}), example).holds
+    with pytest.raises(SurgeryError, match="before any cut, the network puts out NaN or infinity"):
+        certified(model, graph, graph.plan({"0.0": [0, 1]}), example)
 
 
 def test_one_example_is_enough_and_may_stand_twice() -> None:
@@ -263,3 +268,43 @@ def test_certifying_changes_nothing() -> None:
     certified(model, graph, random_plan(graph, seed=0), example)
     assert snapshot(model) == before
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+class Stateful(nn.Module):
+    """Every forward counts, keeps a mean, and drops some of what it puts out."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nets.chain()[0]
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.body(x)
+        self.mean = 0.5 * self.mean + 0.5 * out.detach().mean(0)
+        return F.dropout(out - self.mean, 0.3, training=True)
+
+
+def test_a_forward_with_memory_and_chance_is_compared_like_with_like() -> None:
+    torch.manual_seed(0)
+    model, example = Stateful().eval(), torch.randn(3, 3, 8, 8)
+    graph = trace(model, example)
+    before, generator = snapshot(model), torch.get_rng_state()
+    plan, other = graph.plan({"body.0.0": [0, 1, 2]}), graph.plan({"body.0.0": [1, 2, 3]})
+    assert certified(model, graph, plan, (example,)).certified
+    assert not certified(model, graph, plan, (example,), wrong=other).holds
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_the_control_asks_other_channels_where_the_first_are_silent() -> None:
+    """The ReLU lets nothing of channels 0 and 3 through, for any example."""
+    torch.manual_seed(0)
+    model, example = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(5, 3)
+    with torch.no_grad():
+        model.get_parameter("0.weight").abs_()
+        model.get_parameter("0.weight")[[0, 3]] *= -1.0
+        model.get_parameter("0.bias").zero_()
+    graph = trace(model, example)
+    assert certified(model, graph, graph.plan({"0": [0, 1]}), (example,)).certified

@@ -420,7 +420,8 @@ def test_options_come_as_a_mapping_or_with_the_function() -> None:
 @pytest.mark.parametrize(("name", "options", "words"), [
     ("ipad", {"omgea": 1}, r"criterion ipad: unknown option 'omgea'\. Nearest: omega"),
     ("ipad", {"omega": 1.5}, r"criterion ipad: omega: 1\.5 must be a number from 0 to 1"),
-    ("lp", {"p": 0}, "p: 0 must be a number above 0"),
+    ("lp", {"p": 0}, "p: 0 must be a finite number above 0"),
+    ("lp", {"p": math.inf}, "p: inf must be a finite number above 0"),
     ("lp", {"p": True, "scale": "none"}, "p: True must be"),
     ("l1", {"scale": "mean"}, "scale: 'mean' must be one of none, fan_in, resized"),
     ("entropy", {"bins": 1}, "bins: 1 must be a whole number above 1"),
@@ -485,3 +486,25 @@ def test_all_criteria_are_scored_from_one_pass() -> None:
             torch.testing.assert_close(scores(criterion, alone)[group], values, msg=name)
             assert values.shape == (graph[group].channels,)
             assert bool(values.isfinite().all())
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    (None, "got NoneType"), ("high", "got str"),
+    (torch.ones(3, device="meta"), "got Tensor: Cannot"),
+    (torch.ones(3, dtype=torch.complex64), "got numbers of type torch.complex64")])
+def test_scores_that_are_no_numbers_are_refused(given: Any, words: str) -> None:
+    model, graph = three_filters()
+    with pytest.raises(GraphError, match=f"one number for each channel; {words}"):
+        score(graph, criterion_of(lambda group, evidence: given), evidence_of(model, graph))
+
+
+@pytest.mark.parametrize("normalize", ["l2", "mean"])
+@pytest.mark.parametrize("size", [1e-320, 1e-200, 1e200, 1e308])
+def test_scores_of_any_size_are_comparable(size: float, normalize: str) -> None:
+    """Their squares or sums may be out of a float's range; by hand: 1, 1 and half of it."""
+    model, graph = three_filters()
+    given = torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64) * size
+    (values,) = score(graph, criterion_of(lambda group, evidence: given),
+                      evidence_of(model, graph), normalize).values()
+    expected = {"l2": [2 / 3, 2 / 3, 1 / 3], "mean": [1.2, 1.2, 0.6]}[normalize]
+    assert values.tolist() == pytest.approx(expected, rel=1e-3)

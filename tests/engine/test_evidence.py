@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import nets
 import numpy as np
@@ -17,7 +18,7 @@ from harness.engine.evidence import KINDS, Evidence, Gathered, Settled, Watch, g
 from harness.engine.graph import Graph, Plan
 from harness.engine.surgery import cut
 from harness.engine.tracing import trace
-from harness.errors import GraphError, UnknownName
+from harness.errors import DataError, GraphError, UnknownName
 
 Array = NDArray[np.float64]
 
@@ -434,3 +435,41 @@ def test_an_unknown_kind_of_evidence_is_named() -> None:
     model, _, graph = traced(nets.chain)
     with pytest.raises(UnknownName, match=r"unknown kind of evidence 'gradient'\. Nearest: grad"):
         Watch(model, graph, ["gradient"])
+
+
+# --- batches and losses that are none -------------------------------------------------------------
+
+INPUTS, TARGETS = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(("batch", "words"), [
+    ({"x": INPUTS, "y": TARGETS}, "batch 1 must be a pair .*, and is a dict"),
+    (INPUTS, "batch 1 must be a pair .*, and is a Tensor"),
+    ((INPUTS, TARGETS, TARGETS), "and is a tuple of 3"),
+    ((INPUTS[:0], TARGETS[:0]), "batch 1 has no examples"),
+])
+def test_what_is_no_batch_is_named(batch: Any, words: str) -> None:
+    model, _, graph = traced(nets.chain)
+    before = snapshot(model)
+    with pytest.raises(DataError, match=words):
+        gather(model, graph, [(INPUTS, TARGETS), batch], F.cross_entropy, ["activity"])
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("loss", [
+    lambda out, target: F.cross_entropy(out, target, reduction="none"),
+    lambda out, target: out.detach().sum(), lambda out, target: 1.0])
+def test_a_loss_is_one_number_with_a_gradient(loss: Any) -> None:
+    model, _, graph = traced(nets.chain)
+    with pytest.raises(GraphError, match="must be one number that a gradient can be taken of"):
+        gather(model, graph, [(INPUTS, TARGETS)], loss, ["activity"])
+
+
+def test_several_inputs_come_as_data_loaders_make_them() -> None:
+    """Of a data set's tuple, a loader makes a list."""
+    model, example, graph = traced(nets.two_inputs)
+    targets = torch.zeros(2, dtype=torch.long)
+    one, other = (gather(model, graph, [(inputs, targets)], F.cross_entropy, ["activity"])
+                  for inputs in (example, list(example)))
+    for name, found in one.activity.items():
+        assert torch.equal(found.absolute, other.activity[name].absolute)

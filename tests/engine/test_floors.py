@@ -1,5 +1,7 @@
 """Floors on modules anywhere in the tree, on coupled groups, by list, by name: to the channel."""
 
+from typing import Any
+
 import nets
 import pytest
 import torch
@@ -118,3 +120,17 @@ def test_floors_given_by_name_are_checked_by_name() -> None:
     assert floors_of(None) == Floors()
     with pytest.raises(ConfigError, match="unknown floor 'layer_mni'. Nearest: layer_min"):
         floors_of({"layer_mni": 0.2})
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"layer_min": "half"}, "layer_min: 'half' must be a number, or of each layer"),
+    ({"layer_min": {"a": "half"}}, "layer_min: {'a': 'half'} must be"),
+    ({"layer_min": True}, "layer_min: True must be"),
+    ({"relative": [0.5]}, "relative: [0.5] must be a number"),
+    ({"min_channels": 1.5, "counting": 3}, "min_channels: 1.5 must be a whole number; counting: 3"),
+    (Floors(group_min="2"), "group_min: '2' must be a number"),  # type: ignore[arg-type]
+])
+def test_what_is_no_number_is_refused(given: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        floors_of(given)
+    assert words in str(caught.value)

@@ -285,6 +285,51 @@ def test_every_convolution_is_in_a_group_or_refused(net: nets.Net) -> None:
         assert layer in written or layer in graph.frozen, layer
 
 
+def test_what_runs_without_gradients_can_be_cut_too() -> None:
+    """A graph within the graph: a trunk that is not trained."""
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.last = nn.Sequential(nets.conv_norm(3, 8), nets.head(8)), nets.head(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                features = self.trunk(x)
+            out: Tensor = self.last(features[:, :, None, None])
+            return out
+
+    graph = trace(Trunk(), torch.zeros(2, 3, 8, 8))
+    assert writers(graph) == {"trunk.0.0": {"trunk.0.0"}, "trunk.1.2": {"trunk.1.2"}}
+    assert graph.frozen == {"last.2": "output of the network"}
+
+
+def test_shares_of_the_channels_go_together() -> None:
+    """Halves, and quarters beside a half; a mask goes with the weight, which is the one weighed."""
+    _, _, halves = traced(nets.shares_by_slices)
+    assert part(halves, "stem.0", "stem.0.weight", 0).channel.tolist() == [*range(4)] * 2
+    _, _, quarters = traced(nets.shift_in_time)
+    assert part(quarters, "0.0", "0.0.weight", 0).channel.tolist() == [0, 1] * 4
+    _, _, masked = traced(nets.factored_weights)
+    assert writers(masked) == {"stem": {"stem"}, "mix": {"mix"}}
+    assert part(masked, "stem", "mix.weight", 1).roles == {"reader"}
+    assert part(masked, "stem", "mask", 1).roles == {"affine"}
+
+
+def test_queries_of_the_network_are_counted_once_an_example() -> None:
+    """By hand: 3 queries of 4 numbers, repeated for each of two examples, times (4, 5)."""
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.mix = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.mix(self.queries.expand(len(x), -1, -1)) @ x
+            return out
+
+    graph = trace(Queries(), torch.zeros(2, 5, 6))
+    assert graph.cost().macs == 3 * 4 * 5 + 3 * 5 * 6
+
+
 def test_tracing_changes_nothing() -> None:
     """Weights, statistics, gradients, modes and the random generator are as before."""
     model, example = nets.auxiliary_head()

@@ -13,7 +13,7 @@ from harness.engine import latency
 from harness.engine.latency import Run, Table, latency_tables, median_ms
 from harness.engine.tally import counts_of
 from harness.engine.tracing import trace
-from harness.errors import ConfigError, StoreError
+from harness.errors import ConfigError, GraphError, StoreError
 
 
 class Mixed(nn.Module):
@@ -158,3 +158,22 @@ def test_latency_is_a_target() -> None:
     assert left <= 0.6 * whole
     with pytest.raises(ConfigError, match="latency: needs the tables"):
         harness.prune(model, EXAMPLE, target={"latency": 0.4})
+
+
+def test_a_network_that_is_cut_already_is_refused() -> None:
+    """Its widths are not those of the graph, which a plan counts from."""
+    model, example = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)), torch.zeros(1, 3, 8, 8)
+    graph = trace(model, example)
+    harness.prune(model, example, target={"filters": 0.4}, certify_cut=False)
+    with pytest.raises(GraphError, match="give the whole network that was traced"):
+        latency_tables(model, example, graph)
+
+
+def test_a_table_of_another_shape_is_measured_again(tmp_path: Path) -> None:
+    model, example = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)), torch.zeros(1, 3, 8, 8)
+    graph, cache = trace(model, example), tmp_path / "latency.json"
+    first = latency_tables(model, example, graph, str(cache))
+    cache.write_text(json.dumps({key: [] for key in json.loads(cache.read_text())}))
+    again = latency_tables(model, example, graph, cache)
+    assert [t.ms.shape for s in again.values() for t in s.tables] == [
+        t.ms.shape for s in first.values() for t in s.tables]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.by_hand import snapshot
 from harness.engine.recalibration import recalibrate
-from harness.errors import SurgeryError
+from harness.errors import DataError, SurgeryError
 
 
 def batches(count: int = 3) -> list[tuple[Tensor, Tensor]]:
@@ -82,3 +82,22 @@ def test_a_network_without_norms_needs_no_batches() -> None:
     assert recalibrate(model, []).norms == ()
     model = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))
     assert recalibrate(model, []).norms == ()
+
+
+def test_a_network_of_two_inputs_is_given_both() -> None:
+    model, example = nets.two_inputs()
+    assert isinstance(example, tuple)
+    found = recalibrate(model, [(example, torch.zeros(2)), (list(example), torch.zeros(2))])
+    assert (found.batches, found.examples) == (2, 4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_not_taken(bad: float) -> None:
+    model, _ = nets.chain()
+    before = snapshot(model)
+    with pytest.raises(SurgeryError, match="statistics that are not finite, of 0.1, 2.1"):
+        recalibrate(model, [*batches(), (torch.full((2, 3, 8, 8), bad), torch.zeros(2))])
+    assert snapshot(model) == before
+    with pytest.raises(DataError, match="batch 0 has no examples"):
+        recalibrate(model, [(torch.zeros(0, 3, 8, 8), torch.zeros(0))])
+    assert snapshot(model) == before

@@ -3,11 +3,12 @@
 import copy
 
 import nets
+import token_nets
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.by_hand import run, silenced, snapshot
+from engine.by_hand import run, silenced, snapshot, traced
 from harness.engine.graph import Graph
 from harness.engine.rehearsal import Forward, meta_copy, sizes_in_forward
 from harness.engine.surgery import cut
@@ -188,3 +189,18 @@ def test_a_blank_copy_has_no_data_and_the_same_ties() -> None:
     assert tied.one.weight is tied.two.weight  # type: ignore[union-attr]
     plain = meta_copy(nets.plain_tensor()[0])
     assert plain.scale.is_meta  # type: ignore[union-attr]
+
+
+def test_widths_that_must_agree_in_forward_go_together() -> None:
+    """Attentions of 2 heads of 6 and of 3 heads of 4 in a stream of 12: it goes by halves."""
+    _, _, graph = traced(token_nets.divided_width)
+    stream = graph["patches"]
+    attentions = {f"blocks.{b}.attend.{n}" for b in (0, 1) for n in ("query", "key", "value")}
+    assert stream.channels == 2
+    assert set(stream.layers) >= {"patches", "blocks.0.attend.out", *attentions}
+    assert {g.name for g in graph.groups} == {"patches", "blocks.0.wide", "blocks.1.wide"}
+    assert "blocks.0.attend" in graph.notes[0]
+    assert "their sizes must agree" in graph.notes[0]
+    kept = graph.plan({"patches": [1]}).parameters
+    assert kept["blocks.1.attend.query.weight"][0].tolist() == [1, 3, 5, 7, 9, 11]
+    assert kept["patches.weight"][0].tolist() == [1, 3, 5, 7, 9, 11]

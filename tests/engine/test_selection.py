@@ -651,3 +651,25 @@ def test_all_mistakes_in_floors_are_said_at_once(three: Graph) -> None:
 
 def test_a_floor_may_name_a_layer_that_is_not_cut(three: Graph) -> None:
     assert widths(three, Floors(layer_min={"last": 1.0})) == [1, 1, 1]
+
+
+def test_ratios_for_what_cannot_be_cut_are_not_passed_over(three: Graph) -> None:
+    frozen = three.freeze({"first": "ignored by name (first)"})
+    named = select_ratios(frozen, random_scores(frozen), {"first": 0.5, "block": 0.5})
+    assert not named.reached
+    assert named.bound == {"first": "ignored by name (first)"}
+    assert [len(k) for k in named.plan.kept.values()] == [5, 3]
+    everywhere = select_ratios(frozen, random_scores(frozen), {"": 0.5, "first": 0.0})
+    assert everywhere.reached
+    _, _, graph = traced(nets.chain)
+    norm = select_ratios(graph, random_scores(graph), {"0.1": 0.5})
+    assert (norm.reached, norm.bound) == (False, {"0.1": "no layer under it writes channels"})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_multiple_that_held_a_group_back_is_named(three: Graph, share: float) -> None:
+    """Of 10 channels 5 could stay, and 8 must: a group's own floor, and one of all together."""
+    floors = Floors(layer_min=0.5, node_min={"": share})
+    bound = select(three, random_scores(three), never, floors=floors, round_to=4).bound
+    assert bound["block.0"] == ("layer_min: block.0 keeps 0.5 of its channels, and its width is a "
+                                "multiple of 4")

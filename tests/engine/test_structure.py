@@ -1,7 +1,11 @@
 """One architecture has one name; whatever may change a trace changes the name."""
 
 import functools
+import os
+import types
 from collections.abc import Callable
+from enum import Enum
+from typing import Any
 
 import nets
 import pytest
@@ -128,3 +132,98 @@ def test_no_more_graphs_are_remembered_than_a_few(monkeypatch: pytest.MonkeyPatc
     for channels in (2, 3, 4, 5):
         trace(Written(channels), PICTURE)
     assert len(tracing._KNOWN) == 2
+
+
+# --- what might be another thing next time --------------------------------------------------------
+
+HELPERS = types.ModuleType("helpers")
+HELPERS.SHIFT = 1  # type: ignore[attr-defined]
+HELPERS.shift = lambda x: x + 1  # type: ignore[attr-defined]
+TABLE = torch.tensor([0, 1])
+
+
+class Roundabout(Written):
+    """Its forward depends on what lies in a module, in a tensor and in the environment."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = HELPERS.shift(x) if HELPERS.SHIFT else x
+        x = x if TABLE[0] else self.conv(x)
+        return x if os.environ.get("FACTOR") else super().forward(x)
+
+
+def flipped(self: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, self.weight).flip(1)
+
+
+@pytest.mark.parametrize(("place", "name", "value"), [
+    (HELPERS, "SHIFT", 0), (HELPERS, "shift", lambda x: x), (os.environ, "FACTOR", "2"),
+    (nn.Conv2d, "forward", flipped),
+    (nn.Conv2d, "forward", functools.wraps(nn.Conv2d.forward)(flipped)),
+    (F, "avg_pool2d", lambda x, factor: x)])
+def test_what_is_put_elsewhere_changes_the_name(place: object, name: str, value: object,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    before = structure_of(Roundabout(), PICTURE)
+    assert before is not None
+    if isinstance(value, str):
+        monkeypatch.setenv(name, value)
+    else:
+        monkeypatch.setattr(place, name, value)
+    assert structure_of(Roundabout(), PICTURE) != before
+
+
+def test_the_numbers_in_a_tensor_beside_the_model_are_in_the_name(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    before = structure_of(Roundabout(), PICTURE)
+    monkeypatch.setattr(f"{__name__}.TABLE", torch.tensor([1, 0]))
+    assert structure_of(Roundabout(), PICTURE) != before
+
+
+class Opaque(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x) * globals()["FACTOR"]
+        return out
+
+
+class Importing(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        import tiny
+        out: Tensor = self.conv(x) * len(tiny.SPACE)
+        return out
+
+
+@pytest.mark.parametrize("model", [Opaque(), Importing()])
+def test_code_that_uses_more_than_it_names_has_no_name(model: nn.Module) -> None:
+    assert structure_of(model, PICTURE) is None
+
+
+class Table(dict[str, int]):
+    """A table that can hold attributes beside."""
+
+
+class Alike(int):
+    def __repr__(self) -> str:
+        return "1"
+
+
+def table(mode: int) -> Table:
+    made = Table()
+    made.mode = mode  # type: ignore[attr-defined]
+    return made
+
+
+def choice(mode: int) -> object:
+    """The same name, another meaning."""
+    kinds: Any = Enum("Choice", {"ONE": mode})
+    return kinds.ONE
+
+
+@pytest.mark.parametrize("way", [table, choice])
+def test_what_looks_alike_is_told_apart(way: Callable[[int], object]) -> None:
+    one, other = (structure_of(Written(way=way(mode)), PICTURE) for mode in (1, 2))
+    assert one is not None
+    assert one != other
+    assert one == structure_of(Written(way=way(1)), PICTURE)
+
+
+def test_numbers_of_a_persons_own_kind_have_no_name() -> None:
+    assert structure_of(Written(way=Alike(2)), PICTURE) is None

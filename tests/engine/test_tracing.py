@@ -1,6 +1,7 @@
 """When a network is exported: once, or once more where training runs other layers."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import nets
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.engine import tracing
 from harness.engine.tracing import trace
+from harness.errors import GraphError
 
 
 @pytest.fixture
@@ -130,3 +132,30 @@ def test_an_operator_of_many_values_is_refused_and_named() -> None:
     graph = trace(Recurrent(), torch.zeros(2, 7, 5))
     assert graph.groups == ()
     assert "lstm" in graph.frozen["first"]
+
+
+def test_threads_trace_one_after_the_other() -> None:
+    """torch.export is not made for several at a time."""
+    models = [nn.Sequential(nn.Conv2d(3, width, 3), nn.Conv2d(width, 2, 3)) for width in (4, 5, 6)]
+    with ThreadPoolExecutor(3) as pool:
+        graphs = list(pool.map(lambda model: trace(model, torch.zeros(1, 3, 8, 8)), models))
+    assert [graph["0"].channels for graph in graphs] == [4, 5, 6]
+
+
+class LooksAtValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out if out.sum() > 0 else -out
+
+
+def test_what_cannot_be_traced_is_said_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    """And torch's own pages about it are not printed."""
+    with pytest.raises(GraphError, match="torch.export cannot trace LooksAtValues: "):
+        trace(LooksAtValues(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(GraphError, match="Output size is too small"):
+        trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), torch.zeros(1, 3, 3, 3))
+    assert capfd.readouterr() == ("", "")
