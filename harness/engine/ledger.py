@@ -19,13 +19,14 @@ KINDS: dict[str, str] = {
     "ignored": r"ignored by name",
     "size in forward": r"size written in forward|forward computes with",
     "not in the trace": r"no traced forward uses it|only \S+ uses it",
-    "unknown operator": r"has no rule|no scale of its own|puts out several|on the fly",
+    "unknown operator": r"has no rule|no scale of its own|puts out several|on the fly|"
+                        r"scaled by a number|is sampled",
     "divisibility": r"only go together|round_to|multiple|do(es)? not divide|equal parts",
     "channels mixed": r"mixes? them|the dimension that holds them|norm over them|two kinds of",
     "shared tensor": r"is also used by|used twice",
     "coupled to what stays": r"cannot be cut|channels that stay|fixed",
     "not asked for": r"only_follow|type asked|only cut as a consequence|no convolution of the type",
-    "only channel": r"its only channel",
+    "nothing to choose": r"its only channel|only buffers write",
 }
 COUPLED = "coupled to an ignored layer"
 FLOOR, NOT_CHOSEN, OTHER = "floor", "not chosen", "other"
