@@ -15,7 +15,7 @@ test:
 smoke:
 	mlflow run . -P study=vgg16_budget -P profile=smoke
 
-# Every network of torchvision, cut in half and checked: docs/coverage.md (hours).
+# Every network of torchvision, cut in half and checked: docs/coverage.md (over an hour).
 coverage:
 	python -m benchmarks.coverage --resume
 

@@ -40,18 +40,17 @@ def main(argv: list[str] | None = None) -> int:
     if asked.child:
         answer(CHILDREN[asked.child](asked))
         return 0
-    found: dict[str, object] = {"facts": machine.facts(), "peer": steps.peer_version(),
-                                "load": os.getloadavg()[0], "rounds": asked.rounds,
-                                "models": {}, "surgery": {}}
+    zoo.refuse_unknown(asked.models)
+    facts, load = machine.facts(), os.getloadavg()[0]
     models: dict[str, Answer] = {}
     for name in asked.models or MODELS:
         models[name] = _model(name, asked)
         print(f"{name}: {engine_page.line(models[name])}", flush=True)
-    found["models"] = models
-    if not asked.no_surgery:
-        found["surgery"] = {shape: _child("surgery", shape, asked)
-                            for shape in ("imagenet", "cifar")}
-    path = asked.out / f"engine_{machine.facts()['machine.cores']}-cores_{_day(found)}.json"
+    shapes = () if asked.no_surgery else ("imagenet", "cifar")
+    found = {"facts": facts, "peer": steps.peer_version(), "load": load, "rounds": asked.rounds,
+             "models": models,
+             "surgery": {shape: _child("surgery", shape, asked) for shape in shapes}}
+    path = asked.out / f"engine_{facts['machine.cores']}-cores_{facts['date']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(engine_page.page(found), encoding="utf-8")
@@ -99,18 +98,16 @@ def first_use(asked: argparse.Namespace) -> Answer:
     found: Answer = {}
 
     def ours() -> None:
-        nonlocal found
         with machine.Peak() as peak:
             seconds = steps.timed(lambda: trace(model, example))
         again = steps.timed(lambda: trace(model, example))
-        found |= {"ours": {"seconds": seconds, "again": again, "mb": peak.mb}}
+        found["ours"] = {"seconds": seconds, "again": again, "mb": peak.mb}
 
     def peer() -> None:
-        nonlocal found
         copied = steps.fresh(model)
         with machine.Peak() as peak:
             seconds = steps.timed(lambda: steps.peer_pruner(copied, example[:1]))
-        found |= {"peer": {"seconds": seconds, "mb": peak.mb}}
+        found["peer"] = {"seconds": seconds, "mb": peak.mb}
 
     order = [ours] if asked.no_peer else [peer, ours] if asked.peer_first else [ours, peer]
     for measure in order:
@@ -219,12 +216,6 @@ def _vgg16(shape: str) -> tuple[nn.Module, Tensor]:
         model = nn.Sequential(model.get_submodule("features"), nn.Flatten(), nn.Linear(512, 10))
     side = 32 if shape == "cifar" else 224
     return model.eval(), torch.randn(2, 3, side, side)
-
-
-def _day(found: dict[str, object]) -> str:
-    facts = found["facts"]
-    assert isinstance(facts, dict)
-    return str(facts["date"])
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

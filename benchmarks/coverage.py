@@ -32,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     if asked.child:
         answer(measured(asked.models[0], asked.size, asked.threads))
         return 0
-    wrong = [name for name in asked.models if name not in zoo.ALL]
-    if wrong:
-        sys.exit(f"no such network: {', '.join(wrong)}. Known: {', '.join(zoo.ALL)}")
+    zoo.refuse_unknown(asked.models)
     names = asked.models or list(zoo.ALL)
     done = _answers(asked.answers)
     if asked.resume:

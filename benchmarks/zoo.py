@@ -5,6 +5,9 @@ Untrained, yet nothing in them is special: whatever a network begins with as one
 it could not be seen; and batch norms hold the statistics of the example.
 """
 
+import sys
+from collections.abc import Sequence
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -15,6 +18,13 @@ SEGMENTERS: tuple[str, ...] = tuple(
     torchvision.models.list_models(module=torchvision.models.segmentation))
 ALL = CLASSIFIERS + SEGMENTERS
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def refuse_unknown(names: Sequence[str]) -> None:
+    """Raises: SystemExit, before any work, if one of the names is not in ALL."""
+    wrong = [name for name in names if name not in ALL]
+    if wrong:
+        sys.exit(f"no such network: {', '.join(wrong)}. Known: {', '.join(ALL)}")
 
 
 def side(name: str) -> int:

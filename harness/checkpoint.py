@@ -92,7 +92,7 @@ def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Ten
         cut_parameters(module, parameters)
     except Exception as error:
         raise ModelError(f"the plan does not fit this network: {error}") from error
-    own = state_of(module, copy_data=False)
+    own = _tensors_of(module)
     wrong = [f"{n} is missing" for n in own if n not in tensors]
     wrong += [f"{n} is not in the network" for n in tensors if n not in own]
     wrong += [f"{n} has shape {tuple(tensors[n].shape)}, the network needs {tuple(t.shape)}"
@@ -129,11 +129,12 @@ def rebuilt(template: nn.Module, parameters: Parameters, tensors: Mapping[str, T
     return module
 
 
-def state_of(module: nn.Module, *, copy_data: bool = True) -> dict[str, Tensor]:
-    """First name -> tensor, for every parameter and buffer once (tied ones have several names)."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    if not copy_data:
-        return tensors
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """First name -> copy on the CPU of every parameter and buffer, tied ones once."""
     # clone(contiguous): a stage must not depend on the strides that a tensor happened to have.
     return {n: t.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-            for n, t in tensors.items()}
+            for n, t in _tensors_of(module).items()}
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -35,9 +35,10 @@ from harness.settings import (
     value_at,
 )
 
-__all__ = ["SHORT", "Known", "RunConfig", "Study", "StudyConfig", "Training", "apply", "check_file",
-           "differences", "every_file", "find", "fingerprint", "flat", "identity", "load_run",
-           "load_study", "reference", "run_from_text", "schema", "short", "to_yaml"]
+__all__ = ["SHORT", "Known", "Mistake", "RunConfig", "Study", "StudyConfig", "Training", "apply",
+           "check_file", "differences", "every_file", "find", "fingerprint", "flat", "identity",
+           "load_run", "load_study", "reference", "run_from_text", "schema", "short", "tell",
+           "to_yaml"]
 
 Tree = dict[str, Any]
 SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
@@ -81,7 +82,7 @@ def load_run(name_or_path: str, *, overrides: Sequence[str] = (), known: Known) 
     file = _run_file(find("configs", name_or_path), known)
     wanted, unread = _parse(overrides)
     tree, wrong = _set(RunConfig, file.tree, wanted, known)
-    _tell((file.place, file.mistakes), (OVERRIDES, unread + wrong))
+    tell((file.place, file.mistakes), (OVERRIDES, unread + wrong))
     return RunConfig.model_validate(tree)
 
 
@@ -101,8 +102,8 @@ def load_study(name_or_path: str, *, profile: str | None = None, config: str | N
     wanted |= {} if trials is None else {"trials": trials}
     tree, no_profile = _with_profile(file.tree, profile)
     study, run, wrong = _overridden(tree, base.tree, wanted, known)
-    _tell((file.place, in_study), (base.place, base.mistakes),
-          (OVERRIDES, unread + no_profile + wrong))
+    tell((file.place, in_study), (base.place, base.mistakes),
+         (OVERRIDES, unread + no_profile + wrong))
     return Study(StudyConfig.model_validate(study), RunConfig.model_validate(run), profile or None)
 
 
@@ -120,14 +121,14 @@ def check_file(name_or_path: str, *, known: Known) -> RunConfig | Study:
 def run_from_text(text: str) -> RunConfig:
     """What `to_yaml` wrote of a run. Raises ConfigError; names are not looked up."""
     file = _file(text, "the stored configuration")
-    _tell((file.place, file.mistakes + mistakes(RunConfig, file.tree)))
+    tell((file.place, file.mistakes + mistakes(RunConfig, file.tree)))
     return RunConfig.model_validate(file.tree)
 
 
 def apply(base: RunConfig, settings: Mapping[str, Any], known: Known | None = None) -> RunConfig:
     """The run with other values at some keys. Raises ConfigError; names are looked up if known."""
     tree, wrong = _set(RunConfig, base.model_dump(), settings, known)
-    _tell(("the settings", wrong))
+    tell(("the settings", wrong))
     return RunConfig.model_validate(tree)
 
 
@@ -174,6 +175,17 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def to_yaml(config: RunConfig | StudyConfig) -> str:
     """A whole file, every field written out, that reads back as the same."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False)
+
+
+def tell(*told: tuple[str, Sequence[Mistake]]) -> None:
+    """Raise ConfigError with all mistakes, place by place, if there are any."""
+    by_place: dict[str, list[str]] = {}
+    for place, found in told:
+        by_place.setdefault(place, []).extend(f"\n  {m.key}: {m.text}" for m in found)
+    groups = [f"{len(lines)} mistake{'s' * (len(lines) > 1)} in {place}{''.join(lines)}"
+              for place, lines in by_place.items() if lines]
+    if groups:
+        raise ConfigError("\n".join(groups))
 
 
 def _find(name: str, kinds: Sequence[str]) -> Path:
@@ -237,17 +249,6 @@ def _overridden(study: Tree, base: Tree, wanted: Mapping[str, Any],
     base, _ = _set(RunConfig, base, _table(study.get("set")), known)
     base, wrong_run = _set(RunConfig, base, of_run, known)
     return study, base, wrong + wrong_run
-
-
-def _tell(*told: tuple[str, Sequence[Mistake]]) -> None:
-    """Raise ConfigError with all mistakes, place by place, if there are any."""
-    by_place: dict[str, list[str]] = {}
-    for place, found in told:
-        by_place.setdefault(place, []).extend(f"\n  {m.key}: {m.text}" for m in found)
-    groups = [f"{len(lines)} mistake{'s' * (len(lines) > 1)} in {place}{''.join(lines)}"
-              for place, lines in by_place.items() if lines]
-    if groups:
-        raise ConfigError("\n".join(groups))
 
 
 def _wrong(model: type[Section], tree: Tree, known: Known | None) -> list[Mistake]:

@@ -38,15 +38,16 @@ class Latency:
 
 
 def evaluate(model: nn.Module, examples: Examples, *, batch_size: int = 256) -> Measured:
-    """Top-1 accuracy and mean cross-entropy in eval mode; the model's mode is left as it was."""
-    was_training = model.training
+    """Top-1 accuracy and mean cross-entropy in eval mode; every module's mode stays as it was."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.inference_mode():
         logits = torch.cat([model(part) for part in examples.inputs.split(batch_size)]).float()
         loss = nn.functional.cross_entropy(logits, examples.targets)
         accuracy = multiclass_accuracy(logits, examples.targets, num_classes=logits.shape[1],
                                        average="micro")
-    model.train(was_training)
+    for module, was_training in modes:
+        module.training = was_training
     return Measured(float(accuracy), float(loss))
 
 

@@ -9,8 +9,8 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import chain, islice, product
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
@@ -22,17 +22,17 @@ from harness import train as training
 from harness.analysis.costs import Account, Workload, account
 from harness.analysis.criterion_lab import Comparison, compare
 from harness.checkpoint import load_pruned
-from harness.config import RunConfig
+from harness.config import Mistake, RunConfig, Study, apply, tell
 from harness.data import DATASETS, Data, load
 from harness.engine.cost import Cost
 from harness.engine.criteria import CRITERIA, Criterion, criterion_of
 from harness.engine.evidence import Batch, Evidence
-from harness.engine.floors import Floors
+from harness.engine.floors import Floors, modules_of, unknown_in_floors, unknown_modules
 from harness.engine.graph import Group
 from harness.engine.pruner import ignoring
 from harness.engine.selection import select
 from harness.engine.tracing import trace
-from harness.errors import GraphError, HarnessError, ModelError
+from harness.errors import ConfigError, GraphError, HarnessError, ModelError, UnknownName
 from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
@@ -127,8 +127,10 @@ class Experiment:
     """What the runs of one configuration share; the baseline is trained when it is asked for."""
 
     def __init__(self, config: RunConfig, store: Store, watcher: Watcher | None = None) -> None:
+        """Raises ConfigError, before anything is trained, for settings that do not fit."""
         self.config, self.store, self.watcher = config, store, watcher
-        self._settings = settings_of(config)  # a wrong option is told before anything is trained
+        check_pruning(config)
+        self._settings = settings_of(config)
         self.device = device_of(config.device)
         settle(config.threads)
         data = load_data(config)
@@ -147,6 +149,7 @@ class Experiment:
         self._lab = Lab(self.template, example, Training(config, self.data, watcher), store=store,
                         ignore=config.prune.ignore, place=self.place,
                         latency_file=self._latency_file)
+        self._settings.check(self._lab.graph)
 
     @cached_property
     def baseline(self) -> Stage:
@@ -328,7 +331,7 @@ def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
         filters_per_step=prune.filters_per_step, macs=macs,
         percentage=100.0 if macs is not None else prune.percentage, criterion=criterion,
         normalize=prune.normalize, ranking=prune.ranking,
-        floors=Floors(**prune.floors.model_dump()).settled(prune.percentage),
+        floors=_floors(config).settled(prune.percentage),
         round_to=prune.round_to, step={str(r): n for r, n in prune.step.items()}, scope=prune.scope,
         percentage_of="filters" if macs is not None else prune.percentage_of,
         iterations="exact" if macs is not None else prune.iterations, ratios=prune.ratios,
@@ -336,6 +339,86 @@ def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
         certify=prune.certify, seed=config.seed, flops_penalty=prune.flops_penalty,
         settle_batches=prune.settle_batches, ranking_mode=prune.ranking_mode, fold=prune.fold,
         norm_batches=prune.norm_batches)
+
+
+def check_pruning(config: RunConfig | Study) -> None:
+    """Raises ConfigError with all that criteria and the network refuse of a run's or study's file.
+
+    Options of criteria, and names of modules. Neither data nor device is touched: the network is
+    built on the meta device. What takes a trace to see, such as how long a list of floors must be,
+    is left to `Experiment`; and so is all about a network that can only be built for its own data.
+    """
+    if isinstance(config, Study):
+        runs, place = list(_variants(config)), f"the study {config.config.name}"
+    else:
+        runs, place = [config], f"the run {config.name}"
+    found = [m for run in runs for m in _wrong_criterion(run)]
+    try:
+        model = _stand_in(runs[0])
+    except ModelError:  # the data's channels and classes may be what it misses
+        pass
+    except (ConfigError, UnknownName) as error:
+        found.append(Mistake("model", str(error)))
+    else:
+        found += [m for run in runs for m in _wrong_modules(run, model)]
+    tell((place, list(dict.fromkeys(found))))
+
+
+def _variants(study: Study) -> Iterator[RunConfig]:
+    """A study's run with every criterion and option that will be tried, and every key once or more.
+
+    Of other ladders the first rung is enough: what names a module is their key, not their values.
+    """
+    ladders = {key: ladder if key.startswith("prune.criterion") else ladder[:1]
+               for key, ladder in study.config.space.items()}
+    for values in product(*ladders.values()):
+        yield apply(study.base, dict(zip(ladders, values)))
+    for name in study.config.controls:
+        yield apply(study.base, {"prune.criterion": name, "prune.criterion_options": {}})
+
+
+def _wrong_criterion(config: RunConfig) -> list[Mistake]:
+    name, options = config.prune.criterion, config.prune.criterion_options
+    key = "criterion"
+    try:
+        if is_reference(name):
+            load_object(name, "criterion")
+        if is_reference(name) or name in CRITERIA:
+            key = "criterion_options"
+        criterion_of(name, options)
+    except (ConfigError, UnknownName) as error:
+        return [Mistake(f"prune.{key}", str(error))]
+    return []
+
+
+def _wrong_modules(config: RunConfig, model: nn.Module) -> list[Mistake]:
+    """Names under `prune` that are none of the network's modules."""
+    prune = config.prune
+    tensors = chain(model.named_parameters(remove_duplicate=False),
+                    model.named_buffers(remove_duplicate=False))
+    modules = modules_of(name for name, _ in tensors)
+    told = [*unknown_in_floors(modules, _floors(config)),
+            *unknown_modules("only_follow", modules, prune.only_follow),
+            *unknown_modules("ratios", modules, prune.ratios),
+            *unknown_modules("ignore", {n for n, _ in model.named_modules() if n}, prune.ignore)]
+    return [Mistake(f"prune.{key}", text) for key, _, text in (t.partition(": ") for t in told)]
+
+
+def _stand_in(config: RunConfig) -> nn.Module:
+    """The configured network for some pictures and classes, on the meta device if that can be."""
+    model = config.model
+    make = partial(build, model.name, num_classes=10, in_channels=3, width=model.width,
+                   input_size=config.data.size, options=model.options)
+    with seeded(0):
+        try:
+            with torch.device("meta"):
+                return make()
+        except ModelError:  # some constructors compute with tensors
+            return make()
+
+
+def _floors(config: RunConfig) -> Floors:
+    return Floors(**config.prune.floors.model_dump())
 
 
 def _own_criterion(name: str, options: Mapping[str, Any]) -> Criterion:

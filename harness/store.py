@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +40,7 @@ class Store(Protocol):
 
     def get(self, key: str, prefix: str = "") -> Record | None: ...
     def put(self, key: str, record: Record) -> None: ...
-    def making(self, key: str) -> "Any": ...
+    def making(self, key: str) -> AbstractContextManager[None]: ...
 
 
 def key_of(content: Mapping[str, Any]) -> str:
@@ -72,8 +72,7 @@ class FolderStore:
     """
 
     def __init__(self, root: Path, *, version: str = "any", cap_bytes: int = 10 * GIGABYTE) -> None:
-        self.root = self._root = root
-        self._version, self._cap = version, cap_bytes
+        self.root, self._version, self._cap = root, version, cap_bytes
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,7 +113,7 @@ class FolderStore:
     @contextmanager
     def making(self, key: str) -> Iterator[None]:
         """Hold the stage's lock; a second process waits here, then finds the stage made."""
-        path = self._root / f"{key}.lock"
+        path = self.root / f"{key}.lock"
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(path))
@@ -123,11 +122,11 @@ class FolderStore:
             yield
 
     def _path(self, key: str) -> Path:
-        return self._root / f"{key}.{self._version}.safetensors"
+        return self.root / f"{key}.{self._version}.safetensors"
 
     def _make_room(self, keep: Path) -> None:
         files = []
-        for path in self._root.glob("*.safetensors"):
+        for path in self.root.glob("*.safetensors"):
             with suppress(OSError):  # another process may have removed it
                 files.append((path.stat().st_mtime, path.stat().st_size, path))
         total = sum(size for _, size, _ in files)

@@ -106,7 +106,10 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
 
 def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
             ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled, augmented epoch. A last batch of one is left out: it has no statistics."""
+    """One shuffled, augmented epoch.
+
+    A last batch of one is left out: it has no statistics. If all are of one, all stay.
+    """
     order = torch.randperm(len(examples.targets), generator=generator)
     for start, end in _cuts(len(order), recipe.batch_size):
         chosen = order[start:end].to(examples.targets.device)
@@ -116,8 +119,9 @@ def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
 
 def _cuts(total: int, size: int) -> Iterator[tuple[int, int]]:
     for start in range(0, total, size):
-        if min(total, start + size) - start > 1 or total == 1:
-            yield start, min(total, start + size)
+        end = min(total, start + size)
+        if end - start > 1 or min(total, size) == 1:
+            yield start, end
 
 
 def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:

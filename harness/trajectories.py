@@ -25,11 +25,12 @@ from harness.engine.choices import LAYER_TYPES, not_chosen
 from harness.engine.cost import Cost
 from harness.engine.criteria import Criterion, Score, Scores, criterion_of
 from harness.engine.evidence import Batch, Gathered, Loss, Settled, Watch, gather
-from harness.engine.floors import Floors, floors_of, is_number
+from harness.engine.floors import Floors, is_number
 from harness.engine.graph import Example, Graph, Plan
 from harness.engine.latency import latency_tables
 from harness.engine.ledger import Ledger, ledger
-from harness.engine.pruner import check_ranking, ignoring, rank, rescorer, without
+from harness.engine.pruner import ignoring, rank, rescorer, understood, without
+from harness.engine.request import check_on
 from harness.engine.selection import (
     SCOPES,
     Selection,
@@ -144,6 +145,10 @@ class Settings:
             raise ConfigError("\n".join(wrong))
         if self.step:
             budget_of(self.step)
+
+    def check(self, graph: Graph) -> None:
+        """Raises ConfigError for what is wrong on this network: names, and numbers of layers."""
+        check_on(graph, self.floors, self.only_follow, self.ratios)
 
     @property
     def needs_latency(self) -> bool:
@@ -435,8 +440,11 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
     """Yield every step as it is done, and last the whole path with the reason why it ended.
 
     The path is `reached` when the percentage (or the MACs, or the ratios) were met; if floors allow
-    nothing more, it ends there, cleanly, and says which floors.
+    nothing more, it ends there, cleanly, and says which floors. Raises ConfigError, before anything
+    is done, for names that the network does not have.
     """
+    settings.check(lab.graph)
+    settings = replace(settings, floors=settings.floors.by_name(lab.graph))
     goal = Goal(lab, settings)
     lab.held = {}
     stage = start
@@ -458,7 +466,8 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
             lab.held |= held
             stage = replace(before, plan=plan)
             continue
-        asked, now = goal.asked(now), counts_of(lab.graph, stage.plan, goal.times)
+        left = counts_of(lab.graph, stage.plan, goal.times)
+        asked, now = goal.asked(now, left), left
         removed = {g: len(kept) - len(stage.plan.kept[g]) for g, kept in before.plan.kept.items()
                    if g in stage.plan.kept and len(kept) > len(stage.plan.kept[g])}
         steps.append(Step(len(steps), goal.percentage(now), float(stage.facts["accuracy_cut"]),
@@ -504,14 +513,23 @@ class Goal:
         resource, left = self._after_step(now)
         return lambda counts: left_of(counts, resource) <= left or bool(self.met(counts))
 
-    def asked(self, now: Counts) -> dict[str, float]:
-        """Share of the whole network that is to be gone after a step that begins with these."""
+    def asked(self, before: Counts, after: Counts) -> dict[str, float]:
+        """Share of the whole network that was to be gone after the step between these.
+
+        Of the step's own resource; of the walk's, if its end has cut the step short.
+        """
         if self._settings.ratios:
             return {}
-        resource, left = self._after_step(now)
+        resource, left = self._after_step(before)
+        ends = [(self._resource, self._limit)]
+        if self._settings.macs is not None:
+            ends.append(("macs", self._settings.macs))
+        left = max(left, 0, *(limit for of, limit in ends if of == resource))
+        met = [(of, limit) for of, limit in ends if left_of(after, of) <= limit]
+        if met and left_of(after, resource) > left:
+            resource, left = met[0]
         total = left_of(self.whole, resource)
-        least = max(self._limit, 0) if resource == self._resource else 0
-        return {resource: 1 - max(left, least) / total} if total else {}
+        return {resource: 1 - left / total} if total else {}
 
     def gone(self, counts: Counts) -> dict[str, float]:
         """Share of every resource that is gone, of the whole network's."""
@@ -627,15 +645,9 @@ def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module
     when floors allow nothing more; TargetError if nothing at all can go. Raises ConfigError before
     anything is touched; and if a step fails, `model` is as the last one left it.
     """
-    refused, limits = Mistakes(), Floors()
-    own: str | Criterion | Score = criterion
-    with refused:
-        own = criterion_of(criterion, criterion_options)
-    with refused:
-        limits = floors_of(floors)
-    with refused:
-        check_ranking(normalize, flops_penalty, settle_batches)
-    wrong = []
+    refused, wrong = Mistakes(), []
+    wanted, limits = understood(refused, criterion, criterion_options, floors, normalize,
+                                flops_penalty, settle_batches)
     if not is_number(percentage) or not 0 < percentage <= 100:
         wrong.append(f"percentage: {percentage!r} must be above 0 and at most 100")
     if filters_per_step is not None and filters_per_step < 1:
@@ -644,7 +656,7 @@ def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module
         wrong.append("give one of filters_per_step, step and ratios")
     if retrain_epochs < 0:
         wrong.append(f"retrain_epochs: {retrain_epochs} must not be negative")
-    if isinstance(own, Criterion) and own.wants and batches is None:
+    if wanted.wants and batches is None:
         wrong.append("this criterion weighs activations: give batches=[(input, target), ...]")
     if norm_batches and not batches:
         wrong.append("norm_batches: give batches=[(input, target), ...] to measure norms on")
@@ -652,7 +664,7 @@ def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module
         refused.add("trajectory: " + "; ".join(wrong) + ".")
     with refused:
         settings = Settings(
-            filters_per_step or 1, percentage, None, own, normalize, ranking, limits, round_to,
+            filters_per_step or 1, percentage, None, wanted, normalize, ranking, limits, round_to,
             certify, seed, flops_penalty, settle_batches, percentage_of, step or {}, "exact", scope,
             layer_types, only_follow, one_by_one, ratios or {}, fold=fold,
             norm_batches=norm_batches)

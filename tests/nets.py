@@ -962,6 +962,32 @@ class HeadsInNumbers(nn.Module):
         return out
 
 
+class ReadAtPlaces(nn.Module):
+    """What a channel holds is a place in a table; then the mean over all of them."""
+
+    def __init__(self, is_layer: bool) -> None:
+        super().__init__()
+        self.table, self.is_layer = nn.Embedding(4, 8), is_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = (x.mean((2, 3)).sigmoid() * 3.99).long()
+        rows = self.table(places) if self.is_layer else self.table.weight[places]
+        return rows.mean(1)[:, :, None, None]
+
+
+class AskedByChannels(nn.Module):
+    """Attention whose queries are the channels: a mean over them depends on their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.table.expand(len(x), -1, -1)
+        mixed = F.scaled_dot_product_attention(x.flatten(2), tokens, tokens)
+        return mixed.mean(1).view(-1, 1, 8, 8)
+
+
 # net -> (the group that is to be refused, words of the reason)
 REFUSED: dict[str, tuple[Net, str, str]] = {
     "norm_without_scale": (middle(lambda: nn.GroupNorm(1, 8, affine=False)), "first",
@@ -1002,6 +1028,13 @@ REFUSED: dict[str, tuple[Net, str, str]] = {
                  "has no rule"),
     "places_from_a_table": (middle(lambda: lambda x: x[:, [0, 3, 4]], 3), "first",
                             "size written in forward"),
+    "variance_of_all": (middle(lambda: lambda x: x / (1 + x.var(unbiased=False))), "first",
+                        "var mixes them"),
+    "places_in_an_embedding": (middle(lambda: ReadAtPlaces(True)), "first",
+                               "the places at which another value is sampled"),
+    "places_in_a_parameter": (middle(lambda: ReadAtPlaces(False)), "first",
+                              "the places at which another value is sampled"),
+    "queries": (middle(AskedByChannels, 1), "first", "attention mixes them"),
     "computed_kernel": (middle(lambda: lambda x: F.conv2d(x, x[:1, :, :3, :3] ** 2), 1), "first",
                         "its reader computes its weights on the fly"),
 }

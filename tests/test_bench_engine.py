@@ -1,5 +1,6 @@
 """The engine's benchmark: every way takes the same filters, and ratios are what they say."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import harness
-from benchmarks import engine_page, steps, surgery_ways
+from benchmarks import bench_engine, engine_page, machine, steps, surgery_ways
 
 
 def chain() -> tuple[nn.Module, torch.Tensor]:
@@ -56,6 +57,12 @@ def test_a_step_removes_half() -> None:
     assert sum(p.numel() for p in model.parameters()) == cost.params
 
 
+def test_an_unknown_network_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no such network: resnet19. Known: alexnet, "):
+        bench_engine.main(["resnet19", "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def row(ours: float, peer: float, counts: float) -> dict[str, Any]:
     """Three rounds; the last is an outlier that a median does not see."""
     mine = {"score": ours / 2, "select": ours / 4, "cut": ours / 4, "counts": 0.0}
@@ -71,9 +78,7 @@ def row(ours: float, peer: float, counts: float) -> dict[str, Any]:
 
 
 def page(models: dict[str, Any], surgery: dict[str, Any]) -> str:
-    facts = dict.fromkeys(("date", "machine.processor", "machine.cores", "threads",
-                           "machine.system", "version.python", "version.torch",
-                           "version.torchvision", "version.code"), "x")
+    facts = dict.fromkeys(machine.facts(), "x")
     return engine_page.page({"facts": facts, "peer": "1.6.1", "load": 0.5, "rounds": 3,
                              "models": models, "surgery": surgery})
 

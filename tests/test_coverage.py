@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import harness
-from benchmarks import coverage, coverage_page, zoo
+from benchmarks import coverage, coverage_page, machine, zoo
 from benchmarks.coverage_checks import SCOPES, CutReport, cut_and_check
 from harness.engine.certificate import Certificate
 
@@ -114,9 +114,7 @@ def said(model: str, *failures: str) -> dict[str, Any]:
                     frozen={"fc": "output of the network",
                             "a.b": "size written in forward (RuntimeError: shape 3)"})
     cuts = [vars(replace(cut, scope=scope)) for scope in SCOPES]
-    facts = {name: "x" for name in ("date", "machine.processor", "machine.cores", "threads",
-                                    "machine.system", "version.python", "version.torch",
-                                    "version.torchvision", "version.code")}
+    facts = dict.fromkeys(machine.facts(), "x")
     return {"model": model, "size": 224, "facts": facts, "cuts": cuts, "failures": list(failures),
             "resource": "filters", "trace_s": 0.5, "trace_mb": 10.0, "groups": 3, "seconds": 2.0}
 

@@ -45,7 +45,7 @@ def test_with_a_run_it_compares_them_on_the_baseline(place: Path, monkeypatch: p
     code, out, err = typed(capsys, "tiny", "--sample", "9", "--batches", "3")
     assert code == 0
     assert "rank correlation between criteria" in out
-    assert "9 channels, 3 batches of training data" in out
+    assert "9 channels, 3 batches of the ranking data" in out
     assert "overlap of the lowest 60% of the channels" in out
     assert f"wrote {Path('runs') / 'criteria' / 'tiny.json'}" in err
     found = json.loads((place / "runs" / "criteria" / "tiny.json").read_text())

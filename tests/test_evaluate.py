@@ -30,9 +30,10 @@ def test_accuracy_and_loss_are_numpys() -> None:
 
 def test_evaluating_leaves_the_mode_and_the_statistics() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(5), nn.Linear(5, 4)).train()
+    model[1].eval()  # a frozen norm
     before = model[1].running_mean.clone()  # type: ignore[union-attr, operator]
     evaluate(model, Examples(torch.randn(6, 5), torch.zeros(6, dtype=torch.long)))
-    assert model.training
+    assert [module.training for module in model.modules()] == [True, True, False, True]
     assert torch.equal(model[1].running_mean, before)  # type: ignore[arg-type]
 
 

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness import train as training
+from harness.cli import cli
 from harness.config import RunConfig
 from harness.data import DATASETS
 from harness.engine.criteria import CRITERIA
-from harness.errors import GraphError, ModelError
-from harness.experiment import Experiment, describe, known_names, settings_of
+from harness.errors import ConfigError, GraphError, ModelError
+from harness.experiment import Experiment, check_pruning, describe, known_names, settings_of
 from harness.models import MODELS
 from harness.store import FolderStore, NoStore, Store
 from harness.trajectories import Path as Walked
@@ -282,3 +283,96 @@ def test_settings_are_taken_over_one_by_one() -> None:
         9, 60, 4, 5)
     assert settings.floors.min_channels == 2
     assert settings_of(config, macs=77).percentage == 100
+
+
+# --- what does not fit the network or the criterion -----------------------------------------------
+
+
+WRONG: Mapping[str, Any] = {
+    "prune__criterion": "lp", "prune__criterion_options": {"q": 1}, "prune__only_follow": ["33"],
+    "prune__ratios": {"77": 0.5}, "prune__ignore": ["hed"],
+    "prune__floors__layer_min": {"00": 0.5}, "prune__floors__block_min_params": {"0": 0.5}}
+
+
+def test_all_that_does_not_fit_is_told_before_the_data_is_read(monkeypatch: pytest.MonkeyPatch,
+                                                               ) -> None:
+    """'0' is a layer, but no block: nothing lies under it."""
+    monkeypatch.setattr("harness.experiment.load_data", None)
+    with pytest.raises(ConfigError) as caught:
+        opened(**WRONG)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "6 mistakes in the run tiny"
+    for line, words in zip(sorted(lines[1:]), (
+            "prune.criterion_options: criterion lp: unknown option 'q'. Known: p",
+            "prune.floors.block_min_params: unknown module '0'. Known: none.",
+            "prune.floors.layer_min: unknown module '00'. Nearest: 0. Known: 0, 1, 12, 3,",
+            "prune.ignore: unknown module 'hed'. Known: 0, 1, 10, 11, 12, 2",
+            "prune.only_follow: unknown module '33'. Nearest: 3.",
+            "prune.ratios: unknown module '77'. Nearest: 7."), strict=True):
+        assert line.strip().startswith(words)
+
+
+def test_what_only_the_trace_shows_is_told_before_the_baseline(monkeypatch: pytest.MonkeyPatch,
+                                                               ) -> None:
+    monkeypatch.setattr(training, "train", None)
+    with pytest.raises(ConfigError, match="floors.layer_min: 2 shares for 3 layers"):
+        opened(prune__floors__layer_min=[0.1, 0.2])
+
+
+def picky(num_classes: int, in_channels: int) -> nn.Module:
+    assert in_channels == 1
+    return tiny.net(num_classes, in_channels)
+
+
+def test_a_net_that_can_only_be_built_for_its_data_is_checked_with_it(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    check_pruning(tiny.run(model__name=f"{__name__}:picky", prune__only_follow=["33"]))
+    monkeypatch.setattr(training, "train", None)
+    with pytest.raises(ConfigError, match="only_follow: unknown module '33'"):
+        opened(model__name=f"{__name__}:picky", prune__only_follow=["33"])
+
+
+def test_a_constructor_that_computes_with_tensors_is_checked_too() -> None:
+    """torchvision's RegNet cannot be built on the meta device."""
+    with pytest.raises(ConfigError, match="prune.only_follow: unknown module 'stm'. Nearest: stem"):
+        check_pruning(tiny.run(model__name="torchvision/regnet_y_400mf",
+                               prune__only_follow=["stm"]))
+
+
+def test_options_of_the_network_that_it_does_not_have_are_told_too() -> None:
+    with pytest.raises(ConfigError, match="model: unknown option of model tiny:net 'depth'"):
+        check_pruning(tiny.run(model__options={"depth": 3}))
+
+
+def needy(group: Any, evidence: Any, *, power: float) -> Tensor:
+    return counting(group, evidence) ** power
+
+
+def test_a_studys_ladders_and_controls_are_checked_against_network_and_criteria() -> None:
+    """Keys of ladders name modules; a control takes no options, also if it must be given one."""
+    check_pruning(tiny.study())
+    space = {"prune.floors.layer_min.33": [0.1, 0.2], "prune.criterion": ["lp", "l1"],
+             "prune.criterion_options.p": [1, 2]}
+    with pytest.raises(ConfigError) as caught:
+        check_pruning(tiny.study(space=space, controls=[f"{__name__}:needy"]))
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[0] == "3 mistakes in the study tiny"
+    assert "criterion l1: unknown option 'p'" in lines[1]
+    assert lines[2].endswith("option 'power' must be given.")
+    assert lines[3].startswith("prune.floors.layer_min: unknown module '33'. Nearest: 3.")
+
+
+@pytest.mark.parametrize("words", [
+    ["check", "studies/tiny.yaml"], ["check", "configs/tiny.yaml"], ["study", "tiny"],
+    ["run", "tiny"], ["baseline", "tiny"]], ids=" ".join)
+def test_every_verb_that_works_by_a_file_tells_first_what_does_not_fit(
+        words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written, and no data is read."""
+    tiny.write(tiny.study(base=tiny.run(prune__only_follow=["33"])), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.experiment.load_data", None)
+    monkeypatch.setattr("harness.cli._tracker", None)
+    with pytest.raises(ConfigError, match="prune.only_follow: unknown module '33'. Nearest: 3."):
+        cli.main(words, standalone_mode=False)
+    files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["tiny.yaml", "tiny.yaml"]

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,18 +32,25 @@ def run(command: list[str], folder: Path, changes: Mapping[str, str],
                           text=True, timeout=300, check=False)
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that git knows, and a study that takes seconds."""
+def files_of_the_tree() -> list[Path]:
+    """Those that git knows; in an unpacked archive, those that `mlflow run` needs."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
                             check=False)
-    if listed.returncode:
-        pytest.skip("this is no git checkout: there is no telling which files belong to it")
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    if not files:
+        files = [ROOT / "MLproject", *(file for room in ("bin", "configs", "harness", "studies")
+                                       for file in (ROOT / room).rglob("*"))]
+    return [file for file in files if file.is_file()]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the tree, and a study that takes seconds."""
     folder = tmp_path_factory.mktemp("tree")
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    for file in files_of_the_tree():
+        place = folder / file.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
     shutil.copy(tiny.__file__, folder)
     space = {**tiny.SPACE, "prune.percentage": [70]}  # within the budget, whichever way it goes
     tiny.write(tiny.study(trials=2, controls=["l1"], space=space), folder)
@@ -106,14 +115,14 @@ def test_it_is_the_interpreter_of_mlflow(tmp_path: Path) -> None:
     assert done.stdout.strip() == sys.executable, done.stderr
 
 
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="not run in a virtual environment")
 def test_its_path_may_hold_spaces(tmp_path: Path) -> None:
+    """A virtual environment that finds what is installed in ours, if ours is one or not."""
     place = tmp_path / "my own venv"
-    (place / "bin").mkdir(parents=True)
-    shutil.copy(Path(sys.prefix) / "pyvenv.cfg", place)
-    (place / "lib").symlink_to(Path(sys.prefix) / "lib")
+    venv.create(place, symlinks=True)
+    names = {"base": str(place), "platbase": str(place)}
+    packages = Path(sysconfig.get_path("purelib", "venv", names))
+    (packages / "ours.pth").write_text("\n".join(path for path in sys.path if path))
     python = place / "bin" / "python"
-    python.symlink_to(sys.executable)
     done = started_by_mlflow(python, tmp_path)
     assert done.stdout.strip() == str(python), done.stderr
 

@@ -86,6 +86,14 @@ def test_a_last_batch_of_one_is_left_out() -> None:
     assert sizes == [8, 8]
 
 
+def test_batches_of_one_are_trained_on_if_all_are() -> None:
+    """Else nothing would be trained, and its loss would be 0."""
+    recipe = Recipe(epochs=1, lr=0.1, batch_size=1)
+    assert [len(t) for _, t in batches(data(3), recipe, torch.Generator())] == [1, 1, 1]
+    (row,) = train(net(), data(3), recipe, seed=0, validate=unscored)
+    assert row.train_loss > 0
+
+
 def test_divergence_is_said_and_not_trained_through() -> None:
     with pytest.raises(TrainingError, match=r"after epoch \d+ of 9.*Lower the learning rate"):
         train(net(), data(), Recipe(epochs=9, lr=1e30), seed=0, validate=unscored)

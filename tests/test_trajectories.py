@@ -352,13 +352,17 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
             Settings(1, 50, **settings)  # type: ignore[arg-type]
 
 
-class SizeWritten(nn.Module):
-    """`forward` holds the width of the first layer; the second may be cut."""
+class Two(nn.Module):
+    """Two convolutions of eight channels, and a head that is never cut."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
         self.head = nn.Linear(8, 2)
+
+
+class SizeWritten(Two):
+    """`forward` holds the width of the first layer; the second may be cut."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.a(inputs)
@@ -376,13 +380,8 @@ def test_a_size_written_in_forward_freezes_its_layer_and_the_walk_goes_on() -> N
     assert "size written in forward" in made.graph.frozen["a"]
 
 
-class NeedsThree(nn.Module):
+class NeedsThree(Two):
     """`forward` runs while the first layer has three channels or more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
-        self.head = nn.Linear(8, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.a(inputs)
@@ -411,6 +410,50 @@ def test_a_group_that_was_cut_and_then_cannot_be_keeps_its_cut() -> None:
     last = made.model(walked[-1].stage)
     assert last.get_submodule("b").weight.shape == (5, 5, 3, 3)
     torch.testing.assert_close(last.get_submodule("a").weight, model.a.weight[3:])
+
+
+def test_a_list_of_floors_holds_when_a_cut_has_frozen_a_layer_of_it() -> None:
+    """`a` cannot go from 8 to 2, and is frozen: the second share stays that of `b`."""
+    criterion, floors = Criterion(a_before_b, "weights", "none"), Floors(layer_min=[0.1, 0.25])
+    made = Lab(NeedsThree(), torch.randn(4, 1, 8, 8), Work(epochs=0), store=NoStore())
+    *_, end = walk(made, made.first("root", lambda model: []),
+                   Settings(6, 37.5, criterion=criterion, floors=floors))
+    assert isinstance(end, Path)
+    result = harness.prune(NeedsThree(), torch.randn(4, 1, 8, 8), target={"filters": 0.375},
+                           criterion=criterion, floors=floors)
+    for plan, frozen in ((end.steps[-1].plan, made.graph.frozen), (result.plan, result.frozen)):
+        assert {g: k.tolist() for g, k in plan.kept.items()} == {"b": [6, 7]}
+        assert "size written in forward" in frozen["a"]
+
+
+@pytest.mark.parametrize(("settings", "asked"), [
+    ({"percentage": 50}, {"filters": 0.5}),
+    ({"percentage": 50, "percentage_of": "macs"}, {"macs": 0.5}),
+    ({"percentage": 50, "percentage_of": "macs", "step": {"flops": 0.9}}, {"macs": 0.5}),
+    ({"percentage": 50, "step": {"macs": 0.9}}, {"filters": 0.5}),
+    ({"macs": 40338}, {"macs": 0.5}),  # of 80676
+    ({"percentage": 90, "floors": Floors(layer_min=0.75)}, {"filters": 20 / 32}),
+    ({"ratios": {"0": 0.5}}, {})], ids=str)
+def test_a_step_that_the_end_cuts_short_was_asked_for_no_more_than_the_end(
+        settings: dict[str, Any], asked: Mapping[str, float]) -> None:
+    """20 of 32 filters a step: what is asked of the first, also where a floor stops it."""
+    walked, end = steps(NoStore(), Work(epochs=0), Settings(20, criterion="l1", **settings))
+    told = walked[1].ledger
+    assert told is not None
+    assert told.asked == pytest.approx(asked)
+    assert end.reached == ("floors" not in settings)
+    assert all((told.reached[r] >= share - 1e-8) == end.reached for r, share in told.asked.items())
+
+
+def test_a_walk_begins_only_if_the_network_has_all_that_is_named() -> None:
+    """Before the first step, the whole network, is told."""
+    settings = Settings(8, 50, criterion="l1", only_follow=["hed"], ratios={"44": 0.5},
+                        floors=Floors(layer_min={"33": 0.5}, node_min=[0.5]))
+    with pytest.raises(ConfigError) as caught:
+        next(walk(*lab(NoStore(), Work()), settings))
+    for words in ("only_follow: unknown module 'hed'", "ratios: unknown module '44'",
+                  "floors.layer_min: unknown module '33'", "floors.node_min: a list is of layers"):
+        assert words in str(caught.value)
 
 
 # --- the loop for people who have their own training --------------------------------------------
@@ -453,7 +496,6 @@ def test_wrong_arguments_are_all_said_at_once_and_before_anything() -> None:
         harness.trajectory(model, pictures()[0], train=print, evaluate=lambda m: 0.0, percentage=0,
                            filters_per_step=0, retrain_epochs=1, criterion="taylor")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
 
 
 # --- what is done around a cut --------------------------------------------------------------------

@@ -75,7 +75,7 @@ def account(name: str, model: nn.Module, graph: Graph, example: Tensor,
     found = layers(model)
     return Account(
         name, tuple(example.shape[1:]), graph.cost(), work(graph, gradients(model, example)),
-        found, blocks(model) or (Holding("", "block", 0, 0, 0, 0),), sparsity(model),
+        found, blocks(model), sparsity(model),
         {g.name: g.channels for g in graph.groups}, graph.frozen, workload)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from harness.analysis.costs import Sheet
 from harness.engine.criteria import Criterion, Scores, score
 from harness.engine.evidence import Batch, Evidence, Gathered, Loss, gather
 from harness.engine.graph import Graph, Plan
@@ -62,16 +63,6 @@ class Comparison:
     left_out: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows to be printed."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
 def compare(model: nn.Module, graph: Graph, plan: Plan, batches: Iterable[Batch], loss: Loss,
             criteria: Mapping[str, Criterion], *, num_channels: int = 64, share: float = 0.5,
             seed: int = 0) -> Comparison:
@@ -79,9 +70,13 @@ def compare(model: nn.Module, graph: Graph, plan: Plan, batches: Iterable[Batch]
 
     num_channels: in the sample; it takes a pass over the batches each. share: of the channels,
     lowest first, whose choice is compared between numbers of batches.
+    Raises GraphError if no group of channels can be weighed, or there are no batches.
     """
     given = list(batches)
     graph, left_out = _weighable(graph)
+    if not graph.groups:
+        why = "; ".join(f"{name}: {reason}" for name, reason in graph.frozen.items())
+        raise GraphError(f"there are no channels to compare criteria on: {why}.")
     judge = _Judge(model, graph, plan, criteria, seed)
     history: dict[int, dict[str, Scores]] = {}
 
@@ -117,23 +112,23 @@ def agreement(a: Scores, b: Scores) -> Agreement:
     return Agreement(within, spearman(_joined(a, a), _joined(b, a)))
 
 
-def tables(found: Comparison) -> list[Table]:
+def tables(found: Comparison) -> list[Sheet]:
     """For the screen: correlation between criteria, agreement with the oracle, stability."""
     heads = tuple(str(n + 1) for n in range(len(found.criteria)))
-    correlation = Table(
+    correlation = Sheet(
         "rank correlation between criteria, within groups", ("", "criterion", *heads),
         tuple((heads[n], a, *(_shown(found.correlation[a][b].within) for b in found.criteria))
               for n, a in enumerate(found.criteria)))
     sampled = sum(map(len, found.sampled.values()))
     best = sorted(found.oracle, key=lambda name: _order(found.oracle[name]))
-    oracle = Table(
+    oracle = Sheet(
         "agreement with the oracle", ("criterion", "within groups", "overall"),
         tuple((name, _shown(found.oracle[name].within), _shown(found.oracle[name].overall))
               for name in best),
         (f"oracle: |change of the loss| when a channel is silenced; {sampled} channels, "
-         f"{found.batches} batches of training data.",))
+         f"{found.batches} batches of the ranking data.",))
     counts = sorted({s.batches for rows in found.stability.values() for s in rows})
-    stability = Table(
+    stability = Sheet(
         "stability against the number of batches",
         ("criterion", *(f"{n} of {found.batches}" for n in counts)),
         tuple((name, *_by_batches(rows, counts)) for name, rows in found.stability.items()),

@@ -77,7 +77,7 @@ def apoz(group: Group, evidence: Evidence) -> Tensor:
     Hu et al. 2016, arXiv:1607.03250.
     """
     return _from_gates(group, evidence, evidence.gathered.activations,
-                       lambda a: a.positive / a.count)
+                       lambda a: _where_finite(a.total, a.positive / a.count))
 
 
 def entropy(group: Group, evidence: Evidence, *, bins: int = 100) -> Tensor:
@@ -142,8 +142,12 @@ def _entropy(pooled: Pooled, bins: int) -> Tensor:
     counts = torch.zeros(values.shape[1], bins, dtype=torch.float64, device=values.device)
     counts.scatter_add_(1, place.t(), torch.ones_like(values.t()))
     share = counts / len(values)
-    found: Tensor = -torch.special.xlogy(share, share).sum(1)
-    return found
+    return _where_finite(values.sum(0), -torch.special.xlogy(share, share).sum(1))
+
+
+def _where_finite(total: Tensor, found: Tensor) -> Tensor:
+    """NaN where the sum of what was counted is no number: counting alone would hide it."""
+    return torch.where(total.isfinite(), found, torch.nan)
 
 
 def _from_gates(group: Group, evidence: Evidence, found: Mapping[str, T],

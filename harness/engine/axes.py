@@ -94,6 +94,12 @@ def placed(ids: Ids, dim: int) -> Axes:
     return () if ids is None else (Axis(dim, ids),)
 
 
+def places_stay(walk: Walk, places: object) -> None:
+    """Whatever channels the value has at which another one is looked up."""
+    for axis in walk.axes(places):
+        walk.freeze(axis.ids, "they are the places at which another value is sampled")
+
+
 def alone(walk: Walk, source: object, dim: int, what: str) -> Ids:
     """The channels along `dim`; whatever else could be cut is frozen, the operator mixes it."""
     ids, others = channels(walk, source, dim, what)

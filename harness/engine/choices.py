@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.engine.floors import check_names
+from harness.engine.floors import check_names, modules_in
 from harness.engine.graph import Graph, Group
 from harness.errors import ConfigError, unknown
 
@@ -21,7 +21,7 @@ def not_chosen(graph: Graph, layer_types: str = "all",
     """
     if layer_types not in LAYER_TYPES:
         raise ConfigError(f"layer_types: {unknown('type', layer_types, LAYER_TYPES)}")
-    check_names("only_follow", graph, only_follow)
+    check_names("only_follow", modules_in(graph), only_follow)
     reasons = {}
     for group in graph.groups:
         leading = [x for x in group.layers if not _is_under(x, only_follow)]

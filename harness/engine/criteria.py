@@ -119,21 +119,11 @@ def score(graph: Graph, criterion: Criterion, evidence: Evidence,
     """
     way = criterion.normalize if normalize == "auto" else normalize
     check_normalize(way)
-    method = NORMALIZERS[way]
     scores = {}
     for group in graph.groups:
         raw = _numbers(criterion.score(group, evidence), group.name)
-        kept = len(evidence.plan.kept[group.name])
-        if raw.shape != (kept,) or not bool(raw.isfinite().all()) or bool((raw < 0).any()):
-            hint = ("" if raw.isfinite().all() else " NaN and infinity come from the data, or "
-                    "from a network that diverged: lower the learning rate.")
-            raise GraphError(f"the scores of group '{group.name}' must be {kept} finite numbers "
-                             f"that are not negative; got {_sample(raw)}.{hint}")
-        even = torch.ones_like(raw) if not bool(raw.any()) else raw
-        found = method(even)
-        if not (found.isfinite().all() and found.any()):  # their squares or sums are out of range
-            found = method(even / even.max())
-        scores[group.name] = found
+        _check_scores(raw, len(evidence.plan.kept[group.name]), group.name)
+        scores[group.name] = _normalized(raw, NORMALIZERS[way])
     if flops_penalty:
         costs = mflops(graph, evidence)
         scores = {name: found - flops_penalty * costs[name] for name, found in scores.items()}
@@ -158,6 +148,23 @@ def _numbers(given: object, group: str) -> Tensor:
         what = f"numbers of type {raw.dtype}"
     raise GraphError(f"the scores of group '{group}' must be a tensor of one number for each "
                      f"channel; got {what}.")
+
+
+def _check_scores(raw: Tensor, kept: int, group: str) -> None:
+    if raw.shape == (kept,) and bool(raw.isfinite().all()) and not bool((raw < 0).any()):
+        return
+    hint = ("" if raw.isfinite().all() else " NaN and infinity come from the data, or "
+            "from a network that diverged: lower the learning rate.")
+    raise GraphError(f"the scores of group '{group}' must be {kept} finite numbers "
+                     f"that are not negative; got {_sample(raw)}.{hint}")
+
+
+def _normalized(raw: Tensor, method: Callable[[Tensor], Tensor]) -> Tensor:
+    even = raw if bool(raw.any()) else torch.ones_like(raw)
+    found = method(even)
+    if found.isfinite().all() and found.any():
+        return found
+    return method(even / even.max())  # their squares or sums are out of range
 
 
 def mflops(graph: Graph, evidence: Evidence) -> Scores:

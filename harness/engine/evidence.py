@@ -186,7 +186,7 @@ class Evidence:
             given = value_of(part)
             if given is None:
                 continue
-            channel = self.channels_of(part)
+            channel = alive_channels(self.plan, part)
             value = given.detach().to("cpu", torch.float64)
             if value.shape != channel.shape:
                 raise GraphError(f"group '{group.name}': {part.layer} has {len(channel)} channels "
@@ -195,13 +195,12 @@ class Evidence:
             total.index_add_(0, channel[channel >= 0], value[channel >= 0])
         return total[self.plan.kept[group.name]]
 
-    def channels_of(self, part: Slice) -> Tensor:
-        """The group's channel at each position of a slice that is alive; -1: not the group's."""
-        return alive_channels(self.plan, part)
-
 
 def alive_channels(plan: Plan, part: Slice) -> Tensor:
-    """(positions,) the channel at each position of a slice, in a network that is cut by `plan`."""
+    """(positions,) the channel at each position of a slice, in a network that is cut by `plan`.
+
+    -1 where it is not the group's.
+    """
     alive = plan.parameters.get(part.tensor, {}).get(part.dim)
     return part.channel if alive is None else part.channel[alive]
 
@@ -372,17 +371,15 @@ def gather(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: Loss,
     not one number with a gradient; DataError for what is no batch, see `pairs`; UnknownName.
     """
     watch = Watch(model, graph, needs)
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(b, b.clone()) for b in model.buffers()] if train_mode else []
     wanted = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    model.train(train_mode)
     for parameter, _, _ in wanted:
         parameter.requires_grad_(False)
         parameter.grad = None
     for weight in watch.weights:
         weight.requires_grad_(True)
     try:
-        with watch, torch.enable_grad(), _own_randomness(model):
+        with in_mode(model, train_mode), watch, torch.enable_grad(), _own_randomness(model):
             for inputs, targets in pairs(batches):
                 outputs = model(*inputs)
                 if _BACKWARD.intersection(needs):
@@ -392,8 +389,6 @@ def gather(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: Loss,
                 if until and until(watch.gathered):
                     break
     finally:
-        for module, was_training in modes:
-            module.training = was_training
         for parameter, wants, gradient in wanted:
             parameter.requires_grad_(wants)
             parameter.grad = gradient
@@ -429,6 +424,18 @@ def _one_number(loss: object) -> Tensor:
         raise GraphError("loss(outputs, targets) must be one number that a gradient can be taken "
                          f"of, a mean over the batch; it is {what}.")
     return loss
+
+
+@contextmanager
+def in_mode(model: nn.Module, is_training: bool) -> Iterator[None]:
+    """Train or eval mode while the block lasts; then every module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(is_training)
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
 
 
 @contextmanager

@@ -4,10 +4,12 @@ A floor is a share of the *original*, whole network's numbers, read from the tra
 is one floor on one thing, and knows how much is left there while channels go.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import ceil, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +66,21 @@ class Floors:
                               + unknown("rule", self.group_rule, ["share", *GROUP_RULES]))
         share = GROUP_RULES[self.group_rule](percentage / 100)
         return replace(self, group_min=share, group_rule="share")
+
+    def by_name(self, graph: Graph) -> "Floors":
+        """The same with lists written as tables, so that they hold for a graph that freezes more.
+
+        A list stays where one module has several layers of different shares.
+        """
+        layers = [layer.name for layer in layers_of(graph)]
+        tables: dict[str, Any] = {}
+        for name in _OF_LAYERS:
+            shares = getattr(self, name)
+            if isinstance(shares, Sequence):
+                each = set(zip(layers, shares, strict=True))
+                if len(each) == len(set(layers)):
+                    tables[name] = dict(each)
+        return replace(self, **tables)
 
 
 # Rule -> share of a coupled group that stays when a share of the network is asked to go. Ours never
@@ -141,7 +158,7 @@ class Layer:
         return prod(shape) + (shape[self.dim] if self.has_bias else 0)
 
 
-class Guard:
+class Guard(ABC):
     """One floor on some layers together: how much is left there, and how little may be.
 
     groups: whose channels it counts; least: the least whole number that may be left, and the floor
@@ -165,13 +182,13 @@ class Guard:
         return (ceil(share * self.original - 1e-9),
                 f"{self.label} keeps {share:.4g} of its {self.what}")
 
+    @abstractmethod
     def left_without(self, group: str, channels: Sequence[int]) -> int:
         """What would be left if these channels of a group went."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, group: str, channels: Sequence[int]) -> None:
         """They went."""
-        raise NotImplementedError
 
 
 class OwnGuard(Guard):
@@ -272,37 +289,52 @@ def nearest(shares: Mapping[str, float], layer: str) -> float | None:
     return float(shares[name]) if name in shares else None
 
 
-def check_names(what: str, graph: Graph, names: Iterable[str]) -> None:
-    """Raises ConfigError for modules that the network does not have; '' is the network itself."""
-    known = _modules(graph)
-    wrong = [unknown("module", name, known - {""}) for name in names if name not in known]
+def check_names(what: str, modules: Set[str], names: Iterable[str]) -> None:
+    """Raises ConfigError for names that are not among a network's modules, see `modules_of`."""
+    wrong = unknown_modules(what, modules, names)
     if wrong:
-        raise ConfigError("\n".join(f"{what}: {text}" for text in wrong))
+        raise ConfigError("\n".join(wrong))
 
 
-def _modules(graph: Graph) -> set[str]:
-    """Every module that holds a tensor, or holds one that does."""
+def modules_of(tensors: Iterable[str]) -> set[str]:
+    """Every module that holds one of these tensors, or holds one that does; '' is the network."""
     found = {""}
-    for tensor in (name for names in graph.names.values() for name in names):
+    for tensor in tensors:
         while tensor:
             tensor = layer_of(tensor)
             found.add(tensor)
     return found
 
 
+def modules_in(graph: Graph) -> set[str]:
+    """The modules of a traced network, see `modules_of`."""
+    return modules_of(name for names in graph.names.values() for name in names)
+
+
+def unknown_modules(what: str, modules: Set[str], names: Iterable[str]) -> list[str]:
+    """A sentence for each name that is not among the modules, beginning with what it stands in."""
+    return [f"{what}: {unknown('module', name, modules - {''})}"
+            for name in names if name not in modules]
+
+
+def unknown_in_floors(modules: Set[str], floors: Floors) -> list[str]:
+    """The same for the modules that floors name; of a block, the parent of layers is named."""
+    parents = {layer_of(module) for module in modules}
+    found = []
+    for name in (*_OF_LAYERS, *_OF_BLOCKS, *_OF_NODES):
+        if isinstance(named := getattr(floors, name), Mapping):
+            known = parents if name in _OF_BLOCKS else modules
+            found += unknown_modules(f"floors.{name}", known, named)
+    return found
+
+
 def check_floors(graph: Graph, floors: Floors) -> None:
     """Raises ConfigError for a number out of range, or a module that the network does not have."""
-    modules = _modules(graph)
-    parents = {layer_of(module) for module in modules}
-    mistakes = []
+    mistakes = unknown_in_floors(modules_in(graph), floors)
     for name in (*_OF_LAYERS, *_OF_BLOCKS, *_OF_NODES, "relative", "group_min"):
         ratio = getattr(floors, name)
         shares = {"": ratio} if isinstance(ratio, int | float) else ratio
-        if isinstance(shares, Mapping):
-            known = parents if name in _OF_BLOCKS else modules
-            mistakes += [f"floors.{name}: {unknown('module', m, known - {''})}"
-                         for m in shares if m not in known]
-        else:
+        if not isinstance(shares, Mapping):
             mistakes += _mistakes_of_list(name, shares, len(layers_of(graph)))
             shares = dict(enumerate(shares))
         mistakes += [f"floors.{name}: {share} must be from 0 to 1."

@@ -121,8 +121,9 @@ class _Inputs:
         return torch.where(is_constant, values, torch.zeros_like(values))
 
     def _watch(self, probe: nn.Module, gone: Mapping[str, Tensor]) -> None:
+        modules = _modules_of(probe)
         for name in dict.fromkeys(t.removesuffix(".weight") for t in gone):
-            module = dict(probe.named_modules(remove_duplicate=False)).get(name)
+            module = modules.get(name)
             if isinstance(module, _MODULES):
                 module.register_forward_pre_hook(partial(self._see, name))
 

@@ -183,8 +183,7 @@ class Graph:
                 why = self.frozen.get(name, "no such group")
                 raise GraphError(f"group '{name}' cannot be cut: {why}.")
         for group in self.groups:
-            wanted = torch.as_tensor(kept.get(group.name, range(group.channels)), dtype=torch.long)
-            wanted = wanted.reshape(-1).unique()
+            wanted = _numbers(group.name, kept.get(group.name, range(group.channels)))
             if not len(wanted) or wanted[0] < 0 or wanted[-1] >= group.channels:
                 raise GraphError(f"group '{group.name}' has channels 0 to {group.channels - 1}, "
                                  f"at least one must stay; asked to keep {wanted.tolist()}.")
@@ -244,6 +243,16 @@ class Graph:
         return Cost(macs=sum(macs.values()), params=sum(params.values()),
                     bytes=sum(numel[n] * size for n, size in self.itemsize.items()),
                     filters=sum(filters.values()), layers=layers, uncounted=self.uncounted)
+
+
+def _numbers(group: str, kept: Iterable[int] | Tensor) -> Tensor:
+    """(K,) the channels to keep, ascending. Raises GraphError for what is not their numbers."""
+    given = torch.as_tensor(kept if isinstance(kept, Tensor) else list(kept))
+    if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
+        raise GraphError(f"group '{group}': the numbers of the channels to keep are whole, not "
+                         f"{given.dtype}; for a mask give mask.nonzero().")
+    numbers: Tensor = given.long().reshape(-1).unique()
+    return numbers
 
 
 def layer_of(tensor: str) -> str:

@@ -37,12 +37,12 @@ def layers(model: nn.Module) -> tuple[Holding, ...]:
 
 
 def blocks(model: nn.Module) -> tuple[Holding, ...]:
-    """Every node of the module tree with layers below it, in the model's order, the whole first."""
+    """The whole, then every node of the module tree with layers below it, in the model's order."""
     found = layers(model)
     nodes = []
     for node, module in model.named_modules():
         inside = [x for x in found if x.name == node or is_in(x.name, node)]
-        if inside and any(True for _ in module.children()):
+        if not node or (inside and any(True for _ in module.children())):
             sums = (sum(getattr(x, field) for x in inside)
                     for field in ("params", "norm_params", "filters", "zeroed"))
             nodes.append(Holding(node, "block", *sums))
@@ -76,8 +76,8 @@ def is_zeroed(convolution: nn.Module) -> Tensor:
 
 def sparsity(model: nn.Module) -> float:
     """Share in [0, 1] of zeros among the weights (not biases) of convolutions and linear layers."""
-    weights = [w for m in model.modules() if kind_of(m) in ("convolution", "linear")
-               for w in [m.weight] if isinstance(w, Tensor)]
+    weights = {id(w): w for m in model.modules() if kind_of(m) in ("convolution", "linear")
+               for w in [m.weight] if isinstance(w, Tensor)}.values()
     whole = sum(w.numel() for w in weights)
     zeros = sum(w.numel() - int(torch.count_nonzero(w)) for w in weights)
     return zeros / whole if whole else 0.0

@@ -102,10 +102,9 @@ def kept_of_norms(tensors: Mapping[str, Tensor], before: Plan, after: Plan,
 
 
 def _layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
-                bias: Tensor | None = None, eps: float = 1e-5, cudnn_enable: bool = True,
-                kept: Mapping[int, Tensor] | None = None) -> Tensor:
+                bias: Tensor | None = None, eps: float = 1e-5, cudnn_enable: bool = True, *,
+                kept: Mapping[int, Tensor]) -> Tensor:
     first = input.dim() - len(normalized_shape)
-    kept = kept or {}
     rows = _only(input, {first + d: places for d, places in kept.items()})
     scale, shift = _only(weight, kept), None if bias is None else _only(bias, kept)
     normed = nn.functional.layer_norm(rows, scale.shape, scale, shift, eps)
@@ -113,9 +112,8 @@ def _layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
 
 
 def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
-              eps: float | None = None, kept: Mapping[int, Tensor] | None = None) -> Tensor:
+              eps: float | None = None, *, kept: Mapping[int, Tensor]) -> Tensor:
     first = input.dim() - len(normalized_shape)
-    kept = kept or {}
     rows = _only(input, {first + d: places for d, places in kept.items()})
     scale = _only(weight, kept)
     normed = nn.functional.rms_norm(rows, scale.shape, scale, eps)
@@ -123,9 +121,9 @@ def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor,
 
 
 def _group_norm(input: Tensor, num_groups: int, weight: Tensor, bias: Tensor | None = None,
-                eps: float = 1e-5, cudnn_enabled: bool = True,
-                kept: Mapping[int, Tensor] | None = None) -> Tensor:
-    places = (kept or {})[0]
+                eps: float = 1e-5, cudnn_enabled: bool = True, *,
+                kept: Mapping[int, Tensor]) -> Tensor:
+    places = kept[0]
     groups = len(places) if num_groups == input.shape[1] else num_groups
     shift = None if bias is None else bias[places]
     normed = nn.functional.group_norm(input[:, places], groups, weight[places], shift, eps)

@@ -16,6 +16,7 @@ from harness.engine.axes import (
     meet,
     operator,
     placed,
+    places_stay,
     tie_rows,
 )
 from harness.engine.product_rules import contract
@@ -162,11 +163,10 @@ def batch_norm(walk: Walk, node: Node) -> Axes:
 
 
 def _per_channel(walk: Walk, node: Node, vectors: Sequence[object], what: str) -> Axes:
-    source = node.args[0]
-    ids, others = channels(walk, source, min(1, len(walk.shape(source)) - 1), what)
+    ids, others = channels(walk, node.args[0], 1, what)
     for one in vectors:
         _affine(walk, one, ids)
-    return (*placed(ids, min(1, len(walk.shape(source)) - 1)), *others)
+    return (*placed(ids, 1), *others)
 
 
 def layer_norm(walk: Walk, node: Node) -> Axes:
@@ -216,11 +216,13 @@ def prelu(walk: Walk, node: Node) -> Axes:
 
 
 def embedding(walk: Walk, node: Node) -> Axes:
-    """A table whose columns are channels."""
-    name = walk.tensor(node.args[0])
-    if name is None:
-        return ()
-    return placed(walk.write(name, 1), len(walk.shape(node)) - 1)
+    """A table whose columns are channels. Its rows are asked for by number, so all of them stay."""
+    table, places = node.args[:2]
+    places_stay(walk, places)
+    name = _parameter(walk, table)
+    if name is not None:
+        walk.write(name, 1)
+    return placed(alone(walk, table, 1, "an embedding"), len(walk.shape(node)) - 1)
 
 
 def bilinear(walk: Walk, node: Node) -> Axes:

@@ -1,4 +1,4 @@
-"""Rules of operators that only move elements: join, split, lay out anew, take."""
+"""Rules of operators that only move elements: join, split, lay out anew, take, sample."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +18,7 @@ from harness.engine.axes import (
     channels,
     operator,
     placed,
+    places_stay,
     tie_rows,
 )
 
@@ -252,6 +253,8 @@ def index(walk: Walk, node: Node) -> Axes:
     source, places = node.args[0], cast(Sequence[Node | None], node.args[1])
     at = [d for d, place in enumerate(places) if place is not None]
     more = len(walk.shape(node)) - len(walk.shape(source))
+    for place in places:
+        places_stay(walk, place)
     moved = []
     for axis in walk.axes(source):
         if axis.dim in at or len(at) != 1:
@@ -259,6 +262,13 @@ def index(walk: Walk, node: Node) -> Axes:
         else:
             moved.append(Axis(axis.dim + (more if axis.dim > at[0] else 0), axis.ids))
     return tuple(moved)
+
+
+def sampled(walk: Walk, node: Node) -> Axes:
+    """Every channel at the places that a grid names; the grid's own numbers stay."""
+    values, grid = node.args[:2]
+    places_stay(walk, grid)
+    return placed(alone(walk, values, 1, "grid sampling"), 1)
 
 
 def pixel_shuffle(walk: Walk, node: Node) -> Axes:

@@ -85,8 +85,8 @@ def check_optimizer(optimizers: Optimizers, model: nn.Module) -> None:
 def _each(optimizers: Optimizers) -> Sequence[Optimizer]:
     given = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
     if not isinstance(given, list | tuple) or not all(isinstance(o, Optimizer) for o in given):
-        raise ConfigError(f"optimizer: {optimizers!r} must be a torch.optim.Optimizer, or a list "
-                          "of several.")
+        raise ConfigError(f"optimizer: a {type(optimizers).__name__} is given; it must be a "
+                          "torch.optim.Optimizer, or a list of several.")
     return given
 
 

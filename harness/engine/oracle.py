@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.engine.evidence import Batch, Loss, alive_channels, pairs
+from harness.engine.evidence import Batch, Loss, alive_channels, in_mode, pairs
 from harness.engine.graph import Graph, Plan
 from harness.errors import GraphError
 
@@ -43,20 +43,15 @@ def loss_changes(model: nn.Module, graph: Graph, plan: Plan, batches: Iterable[B
     given = list(batches)
     if not given:
         raise GraphError("the oracle has no batches.")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    changes = {}
+    with in_mode(model, False):
         whole = _mean_loss(model, given, loss)
-        changes = {}
         for group, numbers in channels.items():
             values = []
             for number in numbers:
                 with silenced(model, graph, plan, {group: [number]}):
                     values.append(_mean_loss(model, given, loss) - whole)
             changes[group] = torch.tensor(values, dtype=torch.float64)
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
     return changes
 
 

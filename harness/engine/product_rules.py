@@ -41,18 +41,14 @@ def contract(walk: Walk, node: Node, factors: Sequence[tuple[Node, Sequence[str]
         tracked[letter] = ids
         if letter not in out:
             _read_by_product(walk, axes, ids)
-    for factor, _ in factors:
+    for factor, letters in factors:
         own = walk.axes(factor)
-        if any(a.home and letters_of(factors, factor)[a.dim] not in out for a in own):
+        if any(axis.home and letters[axis.dim] not in out for axis in own):
             for axis in own:
-                if axis.home and letters_of(factors, factor)[axis.dim] in out:
+                if axis.home and letters[axis.dim] in out:
                     walk.role(axis.home, "writer")
     walk.product(node, list(sizes.values()), [tracked.get(letter) for letter in sizes])
     return tuple(Axis(out.index(letter), ids) for letter, ids in tracked.items() if letter in out)
-
-
-def letters_of(factors: Sequence[tuple[Node, Sequence[str]]], factor: Node) -> Sequence[str]:
-    return next(letters for node, letters in factors if node is factor)
 
 
 def _read_by_product(walk: Walk, axes: Sequence[Axis], ids: Tensor) -> None:
@@ -118,6 +114,8 @@ def attention(walk: Walk, node: Node) -> Axes:
     weights = contract(walk, node, factors, [*batch, "n", "m"])
     # The weights' axes meet the values' along the letters that both have.
     known = {axis.dim: axis.ids for axis in weights}
+    for dim in range(len(batch), len(batch) + 2):
+        walk.freeze(known.get(dim), "attention mixes them")
     letters = [*batch, "m", "e"]
     result, sizes, ids = [], [], []
     shape = walk.shape(value)

@@ -1,7 +1,7 @@
 """Trace, gather, score, select, cut: the engine on one page."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
@@ -11,6 +11,7 @@ from harness.engine.aftercare import carry_out
 from harness.engine.certificate import Certificate
 from harness.engine.cost import Cost
 from harness.engine.criteria import (
+    CRITERIA,
     Criterion,
     Score,
     Scores,
@@ -19,7 +20,7 @@ from harness.engine.criteria import (
     score,
 )
 from harness.engine.evidence import Batch, Evidence, Gathered, Loss, Settled, gather
-from harness.engine.floors import Floors, floors_of, is_number
+from harness.engine.floors import Floors, floors_of, is_number, unknown_modules
 from harness.engine.folding import Folding
 from harness.engine.graph import Example, Graph, Plan
 from harness.engine.ledger import Ledger, ledger
@@ -37,7 +38,6 @@ from harness.errors import (
     SurgeryError,
     TargetError,
     UnknownName,
-    unknown,
 )
 
 
@@ -111,16 +111,14 @@ def prune(model: nn.Module, example: Example, *, target: Mapping[str, float] | N
     Raises TargetError, nothing touched, if the floors and what is frozen do not allow the target;
     SurgeryError if the certificate does not hold; GraphError, ConfigError, UnknownName.
     """
-    refused, limits = Mistakes(), Floors()
-    with refused:
-        wanted = criterion_of(criterion, criterion_options)
-    with refused:
-        limits = floors_of(floors)
-    with refused:
-        check_ranking(normalize, flops_penalty, settle_batches)
+    refused = Mistakes()
+    wanted, limits = understood(refused, criterion, criterion_options, floors, normalize,
+                                flops_penalty, settle_batches)
     with refused:
         request = Request({} if target is None else target, {} if ratios is None else ratios,
                           limits, round_to, scope, layer_types, only_follow, one_by_one, latency)
+    if norm_batches is not None and not isinstance(norm_batches, Iterable):
+        refused.add(f"norm_batches: {norm_batches!r} must be batches: [(input, target), ...].")
     refused.tell()
     if wanted.wants and batches is None:
         raise GraphError("this criterion weighs activations: give "
@@ -137,6 +135,7 @@ def prune(model: nn.Module, example: Example, *, target: Mapping[str, float] | N
     with refused:
         request.check(graph)
     refused.tell()
+    request = replace(request, floors=limits.by_name(graph))
     before = graph.cost(start)
 
     def scores_from(gathered: Gathered) -> Scores:
@@ -191,16 +190,26 @@ def rank(model: nn.Module, graph: Graph, plan: Plan, criterion: Criterion, *,
     return score(graph, criterion, evidence, normalize, flops_penalty)
 
 
-def check_ranking(normalize: str, flops_penalty: float, settle_batches: int) -> None:
-    """Raises UnknownName for a normalisation that there is not, ConfigError for a wrong number."""
-    refused = Mistakes()
+def understood(refused: Mistakes, criterion: str | Criterion | Score,
+               options: Mapping[str, object] | None, floors: Floors | Mapping[str, object] | None,
+               normalize: str, flops_penalty: float, settle_batches: int,
+               ) -> tuple[Criterion, Floors]:
+    """The criterion and the floors that are meant; what is wrong with any of these is collected.
+
+    In place of what is refused stand a criterion that wants nothing, and no floors.
+    """
+    wanted, limits = CRITERIA["uniform"], Floors()
+    with refused:
+        wanted = criterion_of(criterion, options)
+    with refused:
+        limits = floors_of(floors)
     with refused:
         check_normalize(normalize)
     if not is_number(flops_penalty) or not 0 <= flops_penalty < inf:
         refused.add(f"flops_penalty: {flops_penalty!r} must be a finite number, not negative.")
     if not isinstance(settle_batches, int) or settle_batches < 0:
         refused.add(f"settle_batches: {settle_batches!r} must be a whole number, not negative.")
-    refused.tell()
+    return wanted, limits
 
 
 def check_previous(model: nn.Module, previous: Result) -> None:
@@ -236,10 +245,9 @@ def ignored(graph: Graph, names: Sequence[str], model: nn.Module) -> dict[str, s
     """Groups that the named modules (or their children) write -> 'ignored by name (...)'."""
     if isinstance(names, str):
         raise ConfigError(f"ignore: give a list of names: ['{names}'].")
-    modules = {name for name, _ in model.named_modules()} - {""}
-    wrong = [unknown("module", name, modules) for name in names if name not in modules]
+    wrong = unknown_modules("ignore", {name for name, _ in model.named_modules()} - {""}, names)
     if wrong:
-        raise UnknownName("ignore: " + "; ".join(wrong))
+        raise UnknownName("\n".join(wrong))
     reasons = {}
     for group in graph.groups:
         hits = [n for n in names for layer in group.layers if f"{layer}.".startswith(f"{n}.")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.engine.evidence import Batch, pairs
+from harness.engine.evidence import Batch, in_mode, pairs
 from harness.errors import SurgeryError
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -34,14 +34,14 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> Recalibration:
              if isinstance(module, Norm) and module.running_mean is not None}
     if not norms:
         return Recalibration((), 0, 0)
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [(norm, norm.momentum) for norm in norms.values()]
     old = {name: _statistics(norm) for name, norm in norms.items()}
     measured: set[str] = set()
     try:
         for norm in norms.values():
             _begin(norm)
-        num_batches, num_examples = _run(model, norms.values(), batches)
+        with in_mode(model, False):
+            num_batches, num_examples = _run(model, norms.values(), batches)
         measured = {name for name, norm in norms.items() if _count(norm)}
         wrong = [name for name in measured if not _is_finite(norms[name])]
         if wrong:
@@ -50,8 +50,6 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> Recalibration:
                                f"{', '.join(sorted(wrong))}: look for NaN or infinity in them. "
                                "All are as they were.")
     finally:
-        for module, was_training in modes:
-            module.training = was_training
         for norm, momentum in momenta:
             norm.momentum = momentum
         for name in norms.keys() - measured:
@@ -83,8 +81,7 @@ def _count(norm: Norm) -> int:
 
 
 def _run(model: nn.Module, norms: Iterable[Norm], batches: Iterable[Batch]) -> tuple[int, int]:
-    """(batches, examples) that went through; norms in train mode, all else in eval mode."""
-    model.eval()
+    """(batches, examples) that went through; norms in train mode, all else as it is."""
     for norm in norms:
         norm.train()
     num_batches = num_examples = 0

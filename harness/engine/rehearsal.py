@@ -161,7 +161,7 @@ class Forward:
                   shares or nullcontext()):
                 out = model.train(way.is_training)(*inputs)
         except Exception as error:  # whatever a user's forward raises
-            self.where = _where(error, model)
+            self.where = where_raised(error, model)
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", (), ()
         finally:
             for module, was_training in modes:
@@ -170,7 +170,7 @@ class Forward:
         return None, shapes, shares.seen if shares else []
 
 
-def _where(error: Exception, model: nn.Module) -> str:
+def where_raised(error: Exception, model: nn.Module) -> str:
     """Name of the innermost module whose forward raised the error."""
     names = {id(module): name for name, module in model.named_modules()}
     where, frame = "", error.__traceback__
@@ -250,8 +250,8 @@ def _kin(blank: nn.Module, graph: Graph, guilty: str, halves: Mapping[str, Tenso
     came in when the whole ran: much sooner than by running the whole again.
     """
     seat = _seat(blank, graph[guilty])
-    alike = {_seat(blank, g).module: g for g in graph.groups
-             if g.name != guilty and _seat(blank, g).form == seat.form and seat.module}
+    alike = {own.module: g for g in graph.groups if g.name != guilty
+             and (own := _seat(blank, g)).form == seat.form and seat.module}
     calls = forward.calls(list(alike))
     for module, group in alike.items():
         if module in calls:

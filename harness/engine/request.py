@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.engine.choices import LAYER_TYPES, not_chosen
-from harness.engine.floors import Floors, check_floors, check_names
+from harness.engine.floors import Floors, check_floors, check_names, modules_in
 from harness.engine.graph import Graph, Plan
 from harness.engine.selection import (
     SCOPES,
@@ -77,14 +77,7 @@ class Request:
 
     def check(self, graph: Graph) -> None:
         """Raises ConfigError for what is wrong on this network: names, and numbers of layers."""
-        refused = Mistakes()
-        with refused:
-            check_floors(graph, self.floors)
-        with refused:
-            check_names("only_follow", graph, self.only_follow)
-        with refused:
-            widths_of(graph, self.ratios)
-        refused.tell()
+        check_on(graph, self.floors, self.only_follow, self.ratios)
 
     def choose(self, graph: Graph, start: Plan, scores: Scores,
                held: Mapping[str, str] | None = None,
@@ -119,3 +112,16 @@ class Request:
     def gone(self, graph: Graph, counts: Counts) -> dict[str, float]:
         """Share of every resource that is gone, of the whole network's."""
         return gone_of(whole_counts(graph, self.times), counts)
+
+
+def check_on(graph: Graph, floors: Floors, only_follow: Sequence[str],
+             ratios: Mapping[str, float]) -> None:
+    """Raises ConfigError for what is wrong on a network: names, and numbers of layers."""
+    refused = Mistakes()
+    with refused:
+        check_floors(graph, floors)
+    with refused:
+        check_names("only_follow", modules_in(graph), only_follow)
+    with refused:
+        widths_of(graph, ratios)
+    refused.tell()

@@ -63,7 +63,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_SPATIAL, value_rules.spatial),
     **dict.fromkeys(_POOLED_PAIRS, value_rules.pooled_pair),
     **dict.fromkeys(["max_unpool2d", "max_unpool3d"], value_rules.unpooled),
-    "grid_sampler": value_rules.sampled,
+    "grid_sampler": motion_rules.sampled,
     **dict.fromkeys(["softmax", "log_softmax", "_softmax", "cumsum", "cumprod", "index_select",
                      "unfold"], value_rules.mixing),
     **dict.fromkeys(["sort", "topk"], value_rules.ranked),

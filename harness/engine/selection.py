@@ -25,6 +25,7 @@ from harness.engine.floors import (
     check_names,
     guards,
     is_number,
+    modules_in,
     nearest,
 )
 from harness.engine.graph import Graph, Plan
@@ -134,7 +135,7 @@ def _enough_or_fewer(enough: Enough, channels: int) -> Enough:
 
 def widths_of(graph: Graph, ratios: Mapping[str, float]) -> dict[str, int]:
     """Group -> channels that stay, of the groups with a named layer; see `select_ratios`."""
-    check_names("ratios", graph, ratios)
+    check_names("ratios", modules_in(graph), ratios)
     wrong = [f"ratios: {name}: {share!r} must be from 0 to 1."
              for name, share in ratios.items() if not (is_number(share) and 0 <= share <= 1)]
     if wrong:

@@ -221,5 +221,13 @@ def _numbers(tensor: Tensor) -> str:
 
 
 def _code(code: types.CodeType) -> str:
-    consts = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    consts = [_constant(c) for c in code.co_consts]
     return f"{code.co_code.hex()} {consts} {code.co_names}"
+
+
+def _constant(value: object) -> str:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    if isinstance(value, frozenset):  # `x in {"a", "b"}`: its order is another in every process
+        return f"frozenset {sorted(map(repr, value))}"
+    return repr(value)

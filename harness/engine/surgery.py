@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from harness.engine.graph import Plan
+from harness.engine.graph import Plan, layer_of
 from harness.errors import SurgeryError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -21,8 +21,6 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d,
 _SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features",
           "num_parameters", "normalized_shape", "num_channels", "num_groups", "embedding_dim",
           "in1_features", "in2_features")
-
-
 _MASKED = "weight_orig"  # the weight, where torch.nn.utils.prune masks it before every forward
 
 
@@ -81,9 +79,8 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
     """The same from {tensor name: {dimension: kept original indices}}; needs no graph."""
     before = before or {}
     tensors = _named_tensors(model)
-    cuts = [(tensors, name, dim, kept, before.get(name, {}).get(dim))
-            for name, dims in after.items() for dim, kept in dims.items()]
-    places = {(name, dim): _places(*c) for c in cuts for name, dim in [(c[1], c[2])]}
+    places = {(name, dim): _places(tensors, name, dim, kept, before.get(name, {}).get(dim))
+              for name, dims in after.items() for dim, kept in dims.items()}
     with Transaction(model), torch.no_grad():
         done: set[tuple[int, int]] = set()
         # Whole rows are the quickest to copy, so they go first; then the rest is smaller.
@@ -94,8 +91,7 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
             done.add((id(tensor), dim))  # a tied tensor has several names
             tensor.data = _taken(tensor.data, dim, place.to(tensor.device))
             tensor.grad = None
-        touched = {name.rpartition(".")[0] for name, _ in places}
-        for module_name in touched:
+        for module_name in {layer_of(name) for name, _ in places}:
             dims = {**after.get(f"{module_name}.weight", {}), **after.get(
                 f"{module_name}.{_MASKED}", {})}
             _refresh(model.get_submodule(module_name), is_narrower=1 in dims)

@@ -219,14 +219,13 @@ class Tracer:
             return self._follow_inner(node)
         if self._counting and name not in _COUNTED and self.shape(node):
             self._uncounted[operator(node)] = self._uncounted.get(operator(node), 0) + 1
+        self._note_uses(node, name)
         rule = RULES.get(name)
         if rule is None:
-            self._note_uses(node, name)
             for leaf in _leaves([*node.args, *node.kwargs.values()]):
                 for axis in self.axes(leaf):
                     self.freeze(axis.ids, f"{operator(node)} has no rule")
             return ()
-        self._note_uses(node, name)
         self._note_gate(node, name)
         return rule(self, node)
 

@@ -9,12 +9,18 @@ from io import StringIO
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness.engine.graph import Example, Graph
-from harness.engine.rehearsal import freeze_sizes_in_forward, meta_copy, meta_inputs
+from harness.engine.rehearsal import (
+    freeze_sizes_in_forward,
+    meta_copy,
+    meta_inputs,
+    where_raised,
+)
 from harness.engine.structure import structure_of
 from harness.engine.tracer import Tracer
 from harness.errors import GraphError
@@ -76,11 +82,26 @@ def _traced(model: nn.Module, example: Example) -> Graph:
         except Exception as error:  # torch.export raises a zoo of types
             if not training:
                 raise GraphError(f"torch.export cannot trace {type(model).__name__}: "
-                                 f"{_first_line(error)}") from error
-            notes.append(f"the train-mode graph could not be traced: {_first_line(error)}")
+                                 f"{_why(error, blank)}") from error
+            notes.append(f"the train-mode graph could not be traced: {_why(error, blank)}")
             continue
         tracer.walk(program, counted=not training)
     return freeze_sizes_in_forward(tracer.graph(tuple(notes)), model, example)
+
+
+def _why(error: Exception, model: nn.Module) -> str:
+    """What torch.export says, in a line; and what it means where the forward looks at values."""
+    if not isinstance(error, GuardOnDataDependentSymNode):
+        return _first_line(error)
+    where = where_raised(error, model)
+    module = model.get_submodule(where)
+    what = f"the forward of {where or 'the network'} ({type(module).__name__})"
+    remedy = "choose by sizes or by settings instead"
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+        remedy = ("PyTorch asks whether the mask is a causal one: call it with is_causal=True or "
+                  "False (a decoder with tgt_is_causal, nn.Transformer with both, src_ and tgt_)")
+    return (f"{what} goes by the values in a tensor, and a graph has none; {remedy}. "
+            f"({_first_line(error)})")
 
 
 def _export(blank: nn.Module, inputs: tuple[object, ...]) -> torch.export.ExportedProgram:

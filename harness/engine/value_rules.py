@@ -9,17 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from harness.engine.axes import (
-    Axes,
-    Axis,
-    Rule,
-    Walk,
-    alone,
-    argument,
-    channels,
-    meet,
-    operator,
-)
+from harness.engine.axes import Axes, Axis, Rule, Walk, argument, channels, meet, operator
 
 
 def follow(walk: Walk, node: Node) -> Axes:
@@ -164,15 +154,6 @@ def unpooled(walk: Walk, node: Node) -> Axes:
     return tuple(a for a in met if a.dim not in swept)
 
 
-def sampled(walk: Walk, node: Node) -> Axes:
-    """Every channel at the places that a grid names; the grid's own numbers stay."""
-    values, grid = cast(tuple[Node, Node], tuple(node.args[:2]))
-    for axis in walk.axes(grid):
-        walk.freeze(axis.ids, "they are the places at which another value is sampled")
-    ids = alone(walk, values, 1, "grid sampling")
-    return () if ids is None else (Axis(1, ids),)
-
-
 def roll(walk: Walk, node: Node) -> Axes:
     """Turn positions round; without dimensions it turns the flat value."""
     dims = [d % len(walk.shape(node)) for d in argument(node, 2, "dims", [])]
@@ -203,7 +184,9 @@ def pad(walk: Walk, node: Node) -> Axes:
 
 def reduce(walk: Walk, node: Node) -> Axes:
     """Mean, sum and the like over dimensions that hold no channels."""
-    return _reduced(walk, node, argument(node, 1, "dim"))
+    given = argument(node, 1, "dim")
+    # In var(False) it says how to divide, and all dimensions are meant.
+    return _reduced(walk, node, None if isinstance(given, bool) else given)
 
 
 def vector_norm(walk: Walk, node: Node) -> Axes:

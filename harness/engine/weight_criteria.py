@@ -98,9 +98,8 @@ def norm(rows: Tensor, p: float, scale: str = "none") -> Tensor:
         rows = _resized(rows)
     # In the weights' own precision: sum adds pairwise, and a copy in double costs ten times more.
     flat = rows.flatten(1).float() if rows.dtype.itemsize < 4 else rows.flatten(1)
-    powers = flat.square() if p == 2 else flat.abs() if p == 1 else flat.abs().pow(p)
-    sums = powers.sum(1).double()
-    norms = sums if p == 1 else sums.sqrt() if p == 2 else sums.pow(1 / p)
+    norms = (flat.abs().sum(1).double() if p == 1 else
+             flat.square().sum(1).double().sqrt() if p == 2 else _any_norm(flat.double(), p))
     if scale == "fan_in":
         return norms / rows[0].numel()
     return norms / rows.shape[1] if scale == "resized" else norms
@@ -117,6 +116,13 @@ def has_kernel_of_one(rows: Tensor) -> bool:
     return prod(rows.shape[2:]) == 1
 
 
+def _any_norm(rows: Tensor, p: float) -> Tensor:
+    """(channels,) p-norms; of shares of the largest: high powers of small weights are 0."""
+    largest = rows.abs().amax(1)
+    shares = rows.abs() / largest.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
+    return largest * shares.pow(p).sum(1).pow(1 / p)
+
+
 def _distances(rows: Tensor, p: float) -> Tensor:
     """(channels,) sums of the p-norm distances from each row (channels, n) to all rows."""
     if p != 2:
@@ -128,10 +134,12 @@ def _distances(rows: Tensor, p: float) -> Tensor:
 
 
 def _resized(rows: Tensor) -> Tensor:
-    if has_kernel_of_one(rows):  # of a linear layer too: it is a 1x1 convolution
-        return rows.reshape(*rows.shape[:2], 1, 1).expand(-1, -1, 3, 3)
-    return F.interpolate(rows, size=(3,) * (rows.dim() - 2), mode=_RESIZE[rows.dim()],
-                         align_corners=False)
+    if rows.dim() == 2:  # a linear layer is a 1x1 convolution
+        rows = rows[..., None, None]
+    size = (3,) * (rows.dim() - 2)
+    if has_kernel_of_one(rows):
+        return rows.expand(*rows.shape[:2], *size)
+    return F.interpolate(rows, size=size, mode=_RESIZE[rows.dim()], align_corners=False)
 
 
 def _from_weights(group: Group, evidence: Evidence, value: Callable[[Tensor], Tensor]) -> Tensor:

@@ -6,8 +6,7 @@ Krizhevsky 2014, arXiv:1404.5997.
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ModelError
-from harness.models.stems import is_small
+from harness.models.stems import check_size, is_small
 from harness.models.widths import scaled
 
 _CHANNELS = (64, 192, 384, 256, 256)
@@ -41,9 +40,8 @@ def alexnet(*, num_classes: int, in_channels: int, width: float, input_size: int
     stem is unknown.
     """
     small = is_small(stem, input_size)
-    if input_size < _SMALLEST[small]:
-        raise ModelError(f"AlexNet with the {'small' if small else 'imagenet'} stem: input size "
-                         f"{input_size} is too small, at least {_SMALLEST[small]} is needed.")
+    check_size(f"AlexNet with the {'small' if small else 'imagenet'} stem", input_size,
+               _SMALLEST[small])
     channels = scaled(_CHANNELS, width)
     features = _features(in_channels, channels, small=small)
     if small:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from harness.errors import ModelError
+from harness.models.stems import check_size
 from harness.models.widths import scaled
 
 _CHANNELS = 32
@@ -31,19 +31,14 @@ class DenseDown(nn.Module):
         self.conv22 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         self.conv31 = nn.Conv2d(inputs + 2 * channels, channels, kernel_size=1)
         self.conv32 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.dropout = nn.Dropout(dropout)
-        self.relu = nn.LeakyReLU(inplace=True)
+        self.act = nn.Sequential(nn.Dropout(dropout), nn.LeakyReLU(inplace=True))
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, maps: Tensor) -> Tensor:
         first = self.pool(maps)
-        second = torch.cat([first, self._act(self.conv1(first))], dim=1)
-        third = torch.cat([second, self._act(self.conv22(self.conv21(second)))], dim=1)
-        out: Tensor = self.bn(self._act(self.conv32(self.conv31(third))))
-        return out
-
-    def _act(self, maps: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.dropout(maps))
+        second = torch.cat([first, self.act(self.conv1(first))], dim=1)
+        third = torch.cat([second, self.act(self.conv22(self.conv21(second)))], dim=1)
+        out: Tensor = self.bn(self.act(self.conv32(self.conv31(third))))
         return out
 
 
@@ -56,17 +51,13 @@ class DenseUp(nn.Module):
         self.conv12 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         self.conv21 = nn.Conv2d(below + skip + channels, channels, kernel_size=1)
         self.conv22 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.dropout = nn.Dropout(dropout)
-        self.relu = nn.LeakyReLU(inplace=True)
+        self.act = nn.Sequential(nn.Dropout(dropout), nn.LeakyReLU(inplace=True))
 
     def forward(self, maps: Tensor, skip: Tensor) -> Tensor:
         wide = interpolate(maps, size=skip.shape[2:], mode="nearest")
         first = torch.cat([wide, skip], dim=1)
-        second = torch.cat([first, self._act(self.conv12(self.conv11(first)))], dim=1)
-        return self._act(self.conv22(self.conv21(second)))
-
-    def _act(self, maps: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.dropout(maps))
+        second = torch.cat([first, self.act(self.conv12(self.conv11(first)))], dim=1)
+        out: Tensor = self.act(self.conv22(self.conv21(second)))
         return out
 
 
@@ -114,8 +105,6 @@ def _initialise(convolution: nn.Conv2d) -> None:
 def ritnet(*, num_classes: int, in_channels: int, width: float, input_size: int,
            dropout: float = 0.2) -> RITnet:
     """Raises: ModelError if the picture is too small or the width rounds a layer to nothing."""
-    if input_size < _SMALLEST:
-        raise ModelError(f"RITnet halves the picture 4 times: input size {input_size} is too "
-                         f"small, at least {_SMALLEST} is needed.")
+    check_size("RITnet halves the picture 4 times", input_size, _SMALLEST)
     return RITnet(scaled([_CHANNELS], width)[0], num_classes=num_classes,
                   in_channels=in_channels, dropout=dropout)

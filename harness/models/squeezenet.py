@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.squeezenet import Fire
 
-from harness.errors import ModelError
-from harness.models.stems import is_small
+from harness.models.stems import check_size, is_small
 from harness.models.widths import scaled
 
 _FIRST = 64
@@ -48,9 +47,8 @@ def squeezenet(*, num_classes: int, in_channels: int, width: float, input_size: 
     stem is unknown.
     """
     small = is_small(stem, input_size)
-    if input_size < _SMALLEST[small]:
-        raise ModelError(f"SqueezeNet with the {'small' if small else 'imagenet'} stem: input "
-                         f"size {input_size} is too small, at least {_SMALLEST[small]} is needed.")
+    check_size(f"SqueezeNet with the {'small' if small else 'imagenet'} stem", input_size,
+               _SMALLEST[small])
     first = scaled([_FIRST], width)[0]
     stride, padding = (1, 1) if small else (2, 0)
     layers: list[nn.Module] = [nn.Conv2d(in_channels, first, 3, stride, padding),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from harness.errors import ModelError
+from harness.models.stems import check_size
 from harness.models.widths import scaled
 
 # Bilinear upsampling keeps channels, so the lowest level has 512, not the 1024 of the paper:
@@ -98,7 +98,5 @@ class UNet(nn.Module):
 
 def unet(*, num_classes: int, in_channels: int, width: float, input_size: int) -> UNet:
     """Raises: ModelError if the picture is too small or the width rounds a layer to nothing."""
-    if input_size < _SMALLEST:
-        raise ModelError(f"U-Net halves the picture 4 times: input size {input_size} is too small, "
-                         f"at least {_SMALLEST} is needed.")
+    check_size("U-Net halves the picture 4 times", input_size, _SMALLEST)
     return UNet(scaled(_LEVELS, width), num_classes=num_classes, in_channels=in_channels)

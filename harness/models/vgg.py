@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from harness.errors import ModelError, unknown
+from harness.models.stems import check_size
 from harness.models.widths import scaled
 
 _HALVINGS = 5
@@ -52,17 +53,15 @@ def _variant(layout: str, batch_norm: bool) -> Callable[..., VGG]:
         """
         if head not in ("auto", *HEADS):
             raise ModelError(unknown("head", head, ("auto", *HEADS)))
-        side = input_size // 2**_HALVINGS
-        if side < 1:
-            raise ModelError(f"VGG halves the picture {_HALVINGS} times: input size {input_size} "
-                             f"is too small, at least {2**_HALVINGS} is needed.")
+        check_size(f"VGG halves the picture {_HALVINGS} times", input_size, 2**_HALVINGS)
         features = _features(layout, batch_norm, in_channels, width)
         channels = scaled([c for c in cfgs[layout] if isinstance(c, int)], width)[-1]
         if head == "auto":
             head = "small" if input_size < _SMALL_PICTURE else "seed"
+        pool: nn.Module = nn.Identity()
+        side = input_size // 2**_HALVINGS
         if head == "imagenet":
-            side = _SIDE
-        pool = nn.AdaptiveAvgPool2d(_SIDE) if head == "imagenet" else nn.Identity()
+            pool, side = nn.AdaptiveAvgPool2d(_SIDE), _SIDE
         return VGG(features, pool, HEADS[head](channels * side * side, num_classes, width))
 
     return build

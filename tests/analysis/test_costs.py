@@ -66,7 +66,8 @@ def test_the_tables_say_the_convention_beside_every_number() -> None:
     notes = " ".join(note for sheet in tables for note in sheet.notes)
     assert "output of the network" in text
     assert "not counted: aten.batch_norm x3" in notes
-    assert "training this network: baseline (2 epochs)" in notes
+    assert 2 * (3 * MACS - FIRST) * 100 * 2 == 103_411_200  # R082: all epochs of a phase together
+    assert "training this network: baseline (2 epochs) 103 M" in notes
     assert "finetune" not in notes
 
 

@@ -19,6 +19,8 @@ from harness.engine.criteria import CRITERIA, Criterion, score
 from harness.engine.evidence import Evidence, gather
 from harness.engine.graph import Graph, Group
 from harness.engine.oracle import loss_changes
+from harness.engine.tracing import trace
+from harness.errors import GraphError
 
 SOME = {name: CRITERIA[name] for name in ("taylor", "l1", "l2", "apoz", "random")}
 
@@ -117,6 +119,15 @@ def test_what_cannot_be_compared_is_listed_with_its_reason() -> None:
     assert not {"0.kernel", "0.second"} & set(found.sampled)
 
 
+def test_without_channels_there_is_nothing_to_compare() -> None:
+    """Every layer is named, and why."""
+    model = nn.Sequential(nn.Linear(4, 3))
+    graph = trace(model, torch.zeros(1, 4))
+    data = [(torch.randn(4, 4), torch.tensor([0, 1, 2, 0]))]
+    with pytest.raises(GraphError, match="no channels to compare criteria on: 0: output"):
+        compare(model, graph, graph.whole(), data, F.cross_entropy, SOME)
+
+
 def test_the_tables_show_every_criterion_and_the_files_hold_every_number(tmp_path: Path) -> None:
     model, _, graph = traced(nets.residual)
     found = compared(model, graph)
@@ -124,7 +135,7 @@ def test_the_tables_show_every_criterion_and_the_files_hold_every_number(tmp_pat
     assert [row[1] for row in correlation.rows] == list(SOME)
     assert correlation.rows[0][2] == "1.00"
     assert {row[0] for row in oracle.rows} == set(SOME)
-    within = [found.oracle[row[0]].within for row in oracle.rows]
+    within = [found.oracle[str(row[0])].within for row in oracle.rows]
     assert within == sorted(within, reverse=True)
     assert stability.columns == ("criterion", "1 of 5", "2 of 5", "4 of 5")
     for table in (correlation, oracle, stability):

@@ -244,6 +244,34 @@ def test_a_kernel_of_five_is_resized_linearly() -> None:
         [math.sqrt(1 / 9 + 4 + 121 / 9)] * 2)
 
 
+@pytest.mark.parametrize("make", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_a_kernel_of_one_is_resized_in_every_direction_that_it_has(make: type[nn.Module]) -> None:
+    """All weights are 1: a kernel of one scores what a kernel of three does."""
+    model = nn.Sequential(make(1, 2, 1), make(2, 2, 3), make(2, 1, 1))
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    directions = model.get_parameter("0.weight").dim() - 2
+    graph = trace(model, torch.zeros(1, 1, *[4] * directions))
+    evidence = evidence_of(model, graph)
+    narrow, wide = (criterion_of("l1", {"scale": "resized"}).score(graph[name], evidence).tolist()
+                    for name in ("0", "1"))
+    assert narrow == [3.0**directions] * 2
+    assert wide == [3.0**directions] * 2
+
+
+@pytest.mark.parametrize("p", [3, 40, 1000])
+def test_high_powers_of_small_weights_do_not_vanish(p: int) -> None:
+    """By logarithms; for a high p it is next to the largest weight."""
+    model, graph = three_filters()
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(1e-3)
+    weights = np.abs(model.get_parameter("0.weight").detach().double().numpy()[:, :, 0, 0])
+    with np.errstate(divide="ignore"):
+        logs = np.logaddexp.reduce(p * np.log(weights), axis=1) / p
+    np.testing.assert_allclose(by("lp", {"p": p}, model=model, graph=graph), np.exp(logs),
+                               rtol=1e-12)
+
+
 def test_the_smallest_weights_by_hand() -> None:
     """Mean of the squares: (9 + 16) / 2."""
     assert by("min_weight") == pytest.approx([12.5, 0.0, 0.5])
@@ -328,6 +356,18 @@ def test_entropy_by_hand() -> None:
     gathered = Gathered(pooled={"0": Pooled(values)})
     uneven = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert by("entropy", {"bins": 2}, gathered) == pytest.approx([math.log(2), 0.0, uneven])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["apoz", "entropy"])
+def test_counting_does_not_hide_what_is_no_number(name: str, bad: float) -> None:
+    """A diverged network is an error, not a channel that is never above zero."""
+    model, graph = three_filters()
+    data = [(torch.full((2, 2, 2, 2), bad), torch.zeros(2, dtype=torch.long))]
+    gathered = gather(model, graph, data, F.cross_entropy, CRITERIA[name].wants)
+    evidence = Evidence(graph, graph.whole(), {}, gathered, torch.Generator())
+    with pytest.raises(GraphError, match="NaN and infinity come from the data"):
+        score(graph, CRITERIA[name], evidence)
 
 
 def deviating() -> Gathered:

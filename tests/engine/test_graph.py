@@ -1,5 +1,8 @@
 """Which channels live and die together, what is refused and why, and what a plan says."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import nets
 import pytest
 import token_nets
@@ -7,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from engine.by_hand import snapshot, traced
+from engine.by_hand import run, silenced, snapshot, traced
 from harness.engine.graph import Graph, Slice
+from harness.engine.surgery import cut
 from harness.engine.tracer import _components
 from harness.engine.tracing import trace
 from harness.errors import GraphError
@@ -210,7 +215,8 @@ def test_one_weight_may_write_two_kinds_of_channels() -> None:
     assert graph["value"].channels == 3
     assert graph["value (dimension 2)"].channels == 4
     _, _, tied = traced(token_nets.tied_embedding)
-    assert tied.frozen == {"table (dimension 0)": "output of the network"}
+    assert tied.frozen == {"table (dimension 0)": "an embedding works along the dimension that "
+                           "holds them; output of the network"}
     assert part(tied, "table", "table.weight", 1).roles == {"writer", "reader"}
 
 
@@ -273,6 +279,35 @@ def test_what_is_not_understood_is_refused_by_name(case: str) -> None:
     graph = trace(*net())
     assert reason in graph.frozen[group]
     assert group not in {g.name for g in graph.groups}
+
+
+class LookedUp(nn.Module):
+    """Rows of a scaled table by number; the table is a layer's weight too, a hidden one's."""
+
+    reads: ClassVar[Mapping[str, tuple[int, ...]]] = {"table": (1,)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 8))
+        self.wide, self.narrow, self.last = nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(9, 3)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x = self.narrow(F.relu(self.wide(F.embedding(numbers, self.table * 2))))
+        out: Tensor = self.last(F.relu(F.linear(x, self.table)))
+        return out
+
+
+def test_rows_of_an_embedding_stay_and_its_columns_go() -> None:
+    """A row less, and every number behind it would mean another one."""
+    torch.manual_seed(0)
+    model, numbers = LookedUp(), torch.randint(0, 9, (4, 5))
+    graph = trace(model, numbers)
+    assert writers(graph) == {"table (dimension 1)": {"table", "narrow"}, "wide": {"wide"}}
+    assert "an embedding works along" in graph.frozen["table"]
+    plan = graph.plan({"table (dimension 1)": [0, 3, 4]})
+    expected = run(silenced(model, plan), (numbers,))
+    cut(model, graph.whole(), plan)
+    torch.testing.assert_close(run(model, (numbers,)), expected)
 
 
 @pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
@@ -381,7 +416,7 @@ def test_a_plan_keeps_original_channels_in_order() -> None:
     assert {n: {d: k.tolist() for d, k in dims.items()} for n, dims in plan.parameters.items()} == {
         "0.0.weight": {0: [2, 5]}, "2.0.weight": {1: [2, 5]},
         **{f"0.1.{n}": {0: [2, 5]} for n in ("weight", "bias", "running_mean", "running_var")}}
-    assert plan == graph.plan({"0.0": torch.tensor([2, 5])})
+    assert plan == graph.plan({"0.0": torch.tensor([2, 5])}) == graph.plan({"0.0": {5, 2}})
     assert plan != graph.whole()
 
 
@@ -394,6 +429,10 @@ def test_a_plan_that_cannot_be_is_an_error() -> None:
     for wrong in ([], [8], [-1]):
         with pytest.raises(GraphError, match="has channels 0 to 7, at least one must stay"):
             graph.plan({"0.0": wrong})
+    with pytest.raises(GraphError, match=r"'0\.0': .* not torch\.bool; for a mask give"):
+        graph.plan({"0.0": torch.tensor([True, False] * 4)})
+    with pytest.raises(GraphError, match=r"'0\.0': .* not torch\.float32"):
+        graph.plan({"0.0": [0.5, 3.7]})  # type: ignore[list-item]
 
 
 def test_a_plan_may_not_empty_one_of_several_writers() -> None:

@@ -118,8 +118,6 @@ def test_two_networks_are_watched_without_mixing() -> None:
 @pytest.mark.parametrize("criterion", sorted(harness.CRITERIA))
 def test_a_cut_repeats_with_its_seed_data_and_device(criterion: str) -> None:
     """On a copy in another place of memory, whatever the global generator has been through."""
-    if criterion == "uniform":
-        pytest.skip("all scores are equal")
     plans = []
     for turn in range(2):
         model, example = nets.residual()

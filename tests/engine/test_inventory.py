@@ -69,6 +69,13 @@ def test_a_block_is_a_node_of_the_tree_not_a_prefix_of_letters() -> None:
         "": (4 + 4 + 20, 4, 2), "up1": (8, 4, 2), "up10": (20, 0, 0)}
 
 
+def test_a_network_of_one_layer_is_its_only_block() -> None:
+    (found,) = blocks(nn.Conv2d(2, 3, 1))
+    assert (found.name, found.kind, found.params, found.filters) == ("", "block", 9, 3)
+    (found,) = blocks(nn.ReLU())
+    assert (found.name, found.params) == ("", 0)
+
+
 def test_every_layer_says_what_it_is() -> None:
     net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(7),
                         nn.ConvTranspose1d(4, 2, 3), nn.Linear(7, 2, bias=False), nn.PReLU())
@@ -117,6 +124,15 @@ def test_sparsity_is_the_share_of_zero_weights_without_biases_and_norms() -> Non
         net[1].bias.zero_()
     assert sparsity(net) == 4 / 20
     assert sparsity(nn.ReLU()) == 0
+
+
+def test_a_weight_that_two_layers_share_is_sparse_once() -> None:
+    """36 zeros of 36 + 6 x 6 weights: not 72 of 108."""
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+    net[1].weight = net[0].weight
+    nn.init.zeros_(net[0].weight)  # type: ignore[arg-type]
+    nn.init.ones_(net[2].weight)  # type: ignore[arg-type]
+    assert sparsity(net) == 36 / 72
 
 
 def test_compression_is_the_share_that_is_gone() -> None:

@@ -381,7 +381,8 @@ def test_an_interruption_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPa
     ({"ignore": "0"}, ConfigError, "ignore: give a list of names: ['0']"),
     ({"only_follow": "0"}, ConfigError, "only_follow: give a list of names: ['0']"),
     ({"only_follow": ["0.9"]}, ConfigError, "only_follow: unknown module '0.9'"),
-    ({"optimizer": "sgd"}, ConfigError, "optimizer: 'sgd' must be a torch.optim.Optimizer"),
+    ({"optimizer": "sgd"}, ConfigError, "optimizer: a str is given; it must be a torch.optim"),
+    ({"norm_batches": 2}, ConfigError, "norm_batches: 2 must be batches: [(input, target)"),
     ({"ignore": ["0.9"]}, UnknownName, "ignore: unknown module '0.9'. Nearest: 0.2, 0.1, 0.0"),
 ])
 def test_mistakes_are_said_before_anything_is_touched(

@@ -126,6 +126,12 @@ def test_an_architecture_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(traced) == 3
 
 
+def test_a_set_in_the_code_has_no_order() -> None:
+    """Its order is another in every process, and the name must not be."""
+    one, other = (Written(way=way) for way in (lambda x: x in {0, 8}, lambda x: x in {8, 0}))
+    assert structure_of(one, PICTURE) == structure_of(other, PICTURE)
+
+
 def test_no_more_graphs_are_remembered_than_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "_KNOWN", {})
     monkeypatch.setattr(tracing, "_MOST_KNOWN", 2)

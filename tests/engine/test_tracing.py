@@ -152,6 +152,34 @@ class LooksAtValues(nn.Module):
         return out if out.sum() > 0 else -out
 
 
+def test_where_the_forward_goes_by_values_is_said() -> None:
+    with pytest.raises(GraphError, match=r"forward of 1 \(LooksAtValues\) goes by the values"):
+        trace(nn.Sequential(nn.Conv2d(3, 3, 3), LooksAtValues()), torch.zeros(1, 3, 8, 8))
+
+
+class Encoder(nn.Module):
+    """PyTorch's own, with a mask."""
+
+    def __init__(self, is_causal: bool | None) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
+        self.encode = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+        self.is_causal = is_causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.encode(x, mask=self.get_buffer("mask"), is_causal=self.is_causal)
+        return out
+
+
+def test_a_mask_that_pytorch_looks_at_is_said_and_how_to_spare_it() -> None:
+    """What the message advises helps."""
+    with pytest.raises(GraphError, match=r"encode \(TransformerEncoder\) .* is_causal=True or"):
+        trace(Encoder(is_causal=None), torch.zeros(2, 5, 8))
+    graph = trace(Encoder(is_causal=True), torch.zeros(2, 5, 8))
+    assert "encode.layers.0.linear1" in {g.name for g in graph.groups}
+
+
 def test_what_cannot_be_traced_is_said_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     """And torch's own pages about it are not printed."""
     with pytest.raises(GraphError, match="torch.export cannot trace LooksAtValues: "):

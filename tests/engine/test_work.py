@@ -135,13 +135,12 @@ def test_operators_are_told_apart(vgg: Work) -> None:
 
 
 def test_biases_count_where_there_are_some() -> None:
-    model, example = nets.bias_free()
-    graph = trace(model, example)
-    found = work(graph, gradients(model, example))
-    head = [use for use in found.uses if use.is_linear]
-    assert found.counted_as("flops_and_bias") == found.flops + sum(use.outputs for use in head
-                                                                   if use.has_bias)
-    assert not any(use.has_bias for use in found.uses if use.is_convolution)
+    """Five outputs of the linear layer; the convolution's have none."""
+    model, example = nets.made(lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 36, 5)), (2, 3, 8, 8))
+    found = work(trace(model, example), gradients(model, example))
+    assert found.counted_as("flops_and_bias") == 2 * (36 * 4 * 27 + 144 * 5) + 5
+    assert [use.has_bias for use in found.uses] == [False, True]
 
 
 def test_looking_for_gradients_changes_nothing() -> None:
