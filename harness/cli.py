@@ -16,8 +16,10 @@ import click
 from harness.errors import HarnessError, StudyError
 
 if TYPE_CHECKING:
+    from harness.config import Study
     from harness.console import Console
     from harness.sweep.outcome import Outcome
+    from harness.sweep.place import Place
 
 STOPPED, TERMINATED = 130, 143
 
@@ -46,6 +48,24 @@ def _set(function: Any) -> Any:
                         help="Override settings of the run; may be repeated.")(function)
 
 
+def _of_study(function: Any) -> Any:
+    """What names a study, and where it is kept."""
+    options = [
+        click.argument("name"),
+        click.option("--profile", callback=_given, help="A form that it names, such as smoke."),
+        click.option("--config", callback=_given,
+                     help="Another run configuration: a name or a file."),
+        click.option("--storage", callback=_given, metavar="URL",
+                     help="Optuna storage: sqlite:///FILE, journal:///FILE in a folder that "
+                          "machines share, postgresql+psycopg://... [sqlite in the home]"),
+        click.option("--lease", type=float, metavar="SECONDS",
+                     help="Shared storages: an agent that is silent for so long is dead. [60]"),
+        _set, _home]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="harness", prog_name="harness")
 def cli() -> None:
@@ -53,31 +73,43 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("name")
-@click.option("--profile", callback=_given, help="A form that the study names, such as smoke.")
+@_of_study
 @click.option("--trials", callback=_count, help="How many different settings to finish.")
-@click.option("--config", callback=_given, help="Another run configuration: a name or a file.")
-@click.option("--storage", callback=_given, metavar="URL",
-              help="Optuna storage. [sqlite in the home]")
-@_set
-@_home
+@click.option("--agents", callback=_count, metavar="N", help="Processes at work on it. [1]")
+@click.option("--pause", "order", flag_value="pause",
+              help="Its agents, wherever they run, finish their step and wait.")
+@click.option("--resume", "order", flag_value="go", help="They go on, and new ones may come.")
+@click.option("--stop", "order", flag_value="stop", help="They finish their step and leave.")
 def study(name: str, profile: str | None, trials: int | None, config: str | None,
-          storage: str | None, overrides: Sequence[str], home: str | None) -> None:
+          storage: str | None, overrides: Sequence[str], home: str | None, lease: float | None,
+          agents: int | None, order: str | None) -> None:
     """Run a study, go on with it, or show what it found.
 
     NAME is a file, or the name of one in studies/.
     Example: harness study vgg16_budget --profile smoke
     """
     from harness.console import Console, StudyScreen
-    from harness.sweep.conduct import conduct
-    from harness.sweep.storage import default_url
+    from harness.sweep.conduct import command, conduct
+    from harness.sweep.orders import Order
 
     console = Console()
     loaded = _load_study(name, profile, config, overrides, trials)
-    root = _home_of(home)
-    with StudyScreen(console) as screen:
-        outcome, new = conduct(loaded, root, storage or default_url(root),
-                               lambda: _tracker(loaded.config.name, root), screen)
+    place = _place(home, storage, lease)
+    if order is not None:
+        console.say(f"{command(loaded, place, Order(order))}: told to {order}")
+        return
+    if agents is not None and agents > 1:
+        again = _words("--profile", profile, "--trials", trials, "--config", config, "--storage",
+                       storage, "--home", home, "--lease", lease,
+                       *(word for text in overrides for word in ("--set", text)))
+        outcome, new = _with_agents(console, loaded, place, agents, [name, *again])
+    else:
+        with StudyScreen(console) as screen:
+            outcome, new = conduct(loaded, place, lambda: _tracker(loaded.config.name, place.home),
+                                   screen, order=Order.GO)
+    if outcome is None:
+        raise StudyError(f"the agents left before {name} was finished; the reasons stand above. "
+                         "Nothing is lost: run the same command again to go on.")
     if not new:
         console.say(f"{outcome.study_id} is finished: {outcome.settings_finished} settings. "
                     "Ask for more with --trials.")
@@ -86,6 +118,72 @@ def study(name: str, profile: str | None, trials: int | None, config: str | None
         raise StudyError(f"no network of {outcome.study_id} came within the budget of "
                          f"{outcome.budget:.2%} of the FLOPs. Raise budget.flops, lower "
                          "prune.floors, or let prune.percentage go further.")
+
+
+@cli.command()
+@_of_study
+@click.option("--trials", callback=_count, help="How many different settings to finish.")
+@click.option("--max-trials", "most_trials", callback=_count, metavar="N",
+              help="Leave after N trials (1 for job arrays).")
+def agent(name: str, profile: str | None, trials: int | None, config: str | None,
+          storage: str | None, overrides: Sequence[str], home: str | None, lease: float | None,
+          most_trials: int | None) -> None:
+    """Join a study with one more process, on this machine or on another that reaches its storage.
+
+    It leaves when the study is finished or told to stop. Any number may join, and die.
+    Example: harness agent vgg16_budget --storage postgresql+psycopg://me@host/studies
+    """
+    from harness.console import Console, StudyScreen
+    from harness.errors import HandedBack
+    from harness.sweep.conduct import conduct
+    from harness.sweep.supervisor import leave_with_supervisor
+
+    leave_with_supervisor()
+    console = Console()
+    loaded = _load_study(name, profile, config, overrides, trials)
+    place = _place(home, storage, lease)
+    try:
+        with StudyScreen(console) as screen:
+            outcome, _ = conduct(loaded, place, lambda: _tracker(loaded.config.name, place.home),
+                                 screen, most_trials=most_trials)
+    except HandedBack as left:
+        console.say(f"this agent leaves: {left}")
+        return
+    console.say(f"{outcome.study_id} is finished: see harness study {name}" if outcome else
+                f"this agent leaves after {most_trials} trials; the study goes on")
+
+
+def _words(*given: object) -> list[str]:
+    """Options and their values as they are typed, without those that were not given."""
+    pairs = zip(given[::2], given[1::2])
+    return [str(word) for pair in pairs if pair[1] is not None for word in pair]
+
+
+def _with_agents(console: "Console", loaded: "Study", place: "Place", count: int,
+                 words: Sequence[str]) -> "tuple[Outcome | None, bool]":
+    """Supervise so many agents until the study is finished. words: what `harness agent` is given.
+
+    Returns (outcome, was it new).
+    """
+    from harness.experiment import check_pruning
+    from harness.runtime import cards
+    from harness.sweep.conclude import finished
+    from harness.sweep.orders import Order, give
+    from harness.sweep.place import study_id
+    from harness.sweep.storage import told
+    from harness.sweep.supervisor import environments, supervise
+
+    check_pruning(loaded)
+    place.check_writable()
+    with told(place.url):
+        ledger = place.ledger(study_id(loaded))
+        found = finished(ledger, loaded)
+        if found is not None:
+            return found, False
+        give(ledger, Order.GO)
+        supervise([sys.executable, "-m", "harness", "agent", *words], environments(count, cards()),
+                  console.say)
+        return finished(ledger, loaded), True
 
 
 @cli.command()
@@ -209,20 +307,21 @@ def criteria(config: str | None, sample: int | None, batches: int | None,
 @cli.command()
 @click.argument("files", nargs=-1)
 def check(files: Sequence[str]) -> None:
-    """Validate configurations and studies; all mistakes at once.
+    """Validate configurations and studies, against their networks too; all mistakes at once.
 
     Without FILES: everything in configs/ and studies/. Example: harness check studies/mine.yaml
     """
     from harness.config import check_file, every_file
     from harness.console import Console
     from harness.errors import ConfigError
+    from harness.experiment import check_pruning
 
     console = Console()
     names = list(files) or every_file()
     mistakes = []
     for name in names:
         try:
-            check_file(name, known=_known())
+            check_pruning(check_file(name, known=_known()))
         except ConfigError as error:
             mistakes.append(str(error))
         else:
@@ -232,22 +331,15 @@ def check(files: Sequence[str]) -> None:
 
 
 @cli.command()
-@click.argument("name")
-@click.option("--profile", callback=_given)
-@click.option("--config", callback=_given)
-@click.option("--storage", callback=_given, metavar="URL")
-@_set
-@_home
+@_of_study
 def status(name: str, profile: str | None, config: str | None, storage: str | None,
-           overrides: Sequence[str], home: str | None) -> None:
-    """Show how far a study is. Example: harness status vgg16_budget"""
+           overrides: Sequence[str], home: str | None, lease: float | None) -> None:
+    """Show how far a study is, and who is at work on it. Example: harness status vgg16_budget"""
     from harness.console import Console
-    from harness.sweep.conduct import progress
-    from harness.sweep.storage import default_url
+    from harness.sweep.progress import progress
 
     loaded = _load_study(name, profile, config, overrides, None)
-    root = _home_of(home)
-    state = progress(loaded, root, storage or default_url(root))
+    state = progress(loaded, _place(home, storage, lease))
     Console().table(state.title, state.columns, state.rows, state.notes)
 
 
@@ -301,6 +393,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     ended: list[int] = []
 
     def terminate(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what it does must end
         ended.append(number)
         raise KeyboardInterrupt
 
@@ -341,6 +434,13 @@ def _list_criteria() -> None:
 
 def _home_of(home: str | None) -> Path:
     return Path(home or os.environ.get("HARNESS_HOME") or "runs").expanduser()
+
+
+def _place(home: str | None, storage: str | None, lease: float | None) -> "Place":
+    from harness.sweep.leases import LEASE_S
+    from harness.sweep.place import Place
+
+    return Place.at(_home_of(home), storage, lease or LEASE_S)
 
 
 def _known() -> Any:

@@ -12,6 +12,8 @@ HarnessError
 |- StoreError      the stage store cannot be read or written
 |- TrackingError   MLflow's store cannot be opened or refuses what is logged
 |- StudyError      a study cannot be opened, continued or run
+|- HandedBack      a trial is cut short from outside; it goes back, and on another time
+|  `- ClaimLost    another agent has it by now: nothing of it may be written
 `- ExportError     a model cannot be exported, or the export differs from the model
 """
 
@@ -65,6 +67,14 @@ class TrackingError(HarnessError):
 
 
 class StudyError(HarnessError):
+    pass
+
+
+class HandedBack(HarnessError):
+    pass
+
+
+class ClaimLost(HandedBack):
     pass
 
 

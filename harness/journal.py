@@ -6,13 +6,13 @@ Per epoch (step = epochs of this run so far): train_loss, val_loss_epoch, lr. Su
 A point carries the time at which its stage was made, so writing it again changes nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from harness.analysis.plots import layer_widths
 from harness.engine.cost import Cost
-from harness.errors import StoreError, TrackingError
+from harness.errors import ClaimLost, HandedBack, StoreError, TrackingError
 from harness.tracking import Point, Tracker
 from harness.trajectories import Stage, Step
 
@@ -105,16 +105,23 @@ class Journal:
 
 
 @contextmanager
-def ending(tracker: Tracker, run_id: str) -> Iterator[None]:
+def ending(tracker: Tracker, run_id: str, unless: Callable[[], bool] = lambda: False,
+           ) -> Iterator[None]:
     """End a run as what became of it, so that none stays RUNNING: FINISHED, or FAILED with the
-    reason; KILLED if it is no fault of its own, for then it goes on another time."""
+    reason; KILLED if it is no fault of its own, for then it goes on another time.
+
+    unless: others are at work on it, and will end it. Nor is a run ended that another agent has.
+    """
     try:
         yield
+    except ClaimLost:
+        raise
     except BaseException as error:
-        cut_short = isinstance(error, KeyboardInterrupt | StoreError | TrackingError)
+        cut_short = isinstance(error, KeyboardInterrupt | StoreError | TrackingError | HandedBack)
         with suppress(TrackingError):  # what is raised already matters more
-            if not cut_short:
-                tracker.set_tags(run_id, {"reason": f"{error}"[:4000]})
-            tracker.end_run(run_id, "KILLED" if cut_short else "FAILED")
+            if not unless():
+                if not cut_short:
+                    tracker.set_tags(run_id, {"reason": f"{error}"[:4000]})
+                tracker.end_run(run_id, "KILLED" if cut_short else "FAILED")
         raise
     tracker.end_run(run_id, "FINISHED")

@@ -40,6 +40,13 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def cards() -> list[str]:
+    """CUDA devices of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
 def settle(threads: int) -> None:
     """Threads, and deterministic algorithms where they exist (the rest warn, by name)."""
     torch.set_num_threads(threads)

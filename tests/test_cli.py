@@ -21,7 +21,6 @@ from harness import __version__
 from harness import cli as command_line
 from harness import train as training
 from harness.cli import cli, main
-from harness.store import locked
 from harness.sweep import conclude
 from harness.sweep.outcome import Outcome
 from harness.tracking import MemoryTracker, MlflowTracker
@@ -248,12 +247,49 @@ def test_a_floor_that_stops_a_run_is_an_answer(harness: Harness) -> None:
 # --- the machine ----------------------------------------------------------------------------------
 
 
-def test_a_study_that_another_process_holds_is_refused(harness: Harness, straight: Outcome,
-                                                       ) -> None:
-    with locked(Path("runs/locks") / f"{straight.study_id}.lock"):
-        code, _, err = harness("study", "tiny")
+def test_a_study_that_is_told_to_stop_has_no_agent_until_it_may_go_on(
+        harness: Harness, straight: Outcome) -> None:
+    assert harness("study", "tiny", "--trials", "1")[0] == 0
+    code, _, err = harness("study", "tiny", "--stop")
+    assert (code, err) == (0, f"{straight.study_id}: told to stop\n")
+    assert "told to stop" in harness("status", "tiny")[1]
+    code, _, err = harness("agent", "tiny")
+    assert code == 0
+    assert "this agent leaves: the study was told to stop" in err
+    assert "1 of 2 settings" in harness("status", "tiny")[1]
+    assert harness("study", "tiny", "--resume")[0] == 0
+    code, _, err = harness("agent", "tiny")
+    assert code == 0
+    assert f"{straight.study_id} is finished" in err
+    assert tiny.found(outcome(Path("runs"))) == tiny.found(straight)
+
+
+def test_whoever_starts_a_stopped_study_again_means_it_to_go_on(harness: Harness) -> None:
+    assert harness("study", "tiny", "--trials", "1")[0] == 0
+    assert harness("study", "tiny", "--stop")[0] == 0
+    code, out, _ = harness("study", "tiny")
+    assert code == 0
+    assert "2 settings;" in out
+
+
+def test_an_agent_of_a_job_array_leaves_after_its_share(harness: Harness, straight: Outcome,
+                                                        tracker: MemoryTracker) -> None:
+    code, _, err = harness("agent", "tiny", "--max-trials", "1")
+    assert code == 0
+    assert "leaves after 1 trials; the study goes on" in err
+    study, = (run for run in tracker.runs.values() if run.role == "study")
+    assert study.status == "KILLED"
+    code, _, err = harness("agent", "tiny", "--max-trials", "1")
+    assert code == 0
+    assert "is finished" in err
+    assert study.status == "FINISHED"
+    assert tiny.found(outcome(Path("runs"))) == tiny.found(straight)
+
+
+def test_a_study_that_was_never_begun_cannot_be_told_anything(harness: Harness) -> None:
+    code, _, err = harness("study", "tiny", "--pause")
     assert code == 1
-    assert f"another process is at work on {straight.study_id}" in err
+    assert "has not been started" in err
 
 
 def test_a_broken_database_is_told_and_left_alone(harness: Harness, place: Path) -> None:

@@ -12,10 +12,10 @@ from torch import nn
 from harness.config import RunConfig, Study, StudyConfig, apply, to_yaml
 from harness.console import QuietScreen
 from harness.data import Data, from_tensors
-from harness.sweep.conduct import conduct, study_id
+from harness.sweep.conduct import conduct
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import Outcome
-from harness.sweep.storage import default_url, open_study
+from harness.sweep.place import Place, study_id
 from harness.tracking import MemoryRun, MemoryTracker
 
 
@@ -87,12 +87,17 @@ class Machine:
     home: Path
     tracker: MemoryTracker = field(default_factory=MemoryTracker)
 
+    @property
+    def place(self) -> Place:
+        return Place.at(self.home)
+
     def conduct(self, study: Study) -> tuple[Outcome, bool]:
-        return conduct(study, self.home, default_url(self.home), lambda: self.tracker,
-                       QuietScreen())
+        outcome, is_new = conduct(study, self.place, lambda: self.tracker, QuietScreen())
+        assert outcome is not None
+        return outcome, is_new
 
     def ledger(self, study: Study) -> Ledger:
-        return Ledger(open_study(study_id(study), default_url(self.home), self.home / "locks"))
+        return self.place.ledger(study_id(study))
 
     def runs(self, role: str) -> list[MemoryRun]:
         return [run for run in self.tracker.runs.values() if run.role == role]

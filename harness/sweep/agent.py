@@ -1,34 +1,48 @@
 """The agent: asks for settings, walks a trial, tells what it found, until the study is done.
 
-Whatever kills it, the next one goes on: a trial that was begun keeps its settings, its Optuna
-trial and its MLflow run, and its stages are in the store.
+Any number of agents work on a study. What one is at work on it claims; whatever kills it, the next
+one goes on: a trial that was begun keeps its settings, its Optuna trial and its MLflow run, and its
+stages are in the store.
 """
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import optuna
+from optuna.trial import FrozenTrial
 
-from harness import tracking
-from harness.config import RunConfig, Study, apply, flat, short, to_yaml
+from harness.config import RunConfig, Study, apply
 from harness.console import Screen, TrialLine, count, percent
-from harness.errors import HarnessError, StoreError, StudyError, TrackingError
+from harness.errors import (
+    ClaimLost,
+    HandedBack,
+    HarnessError,
+    StoreError,
+    StudyError,
+    TrackingError,
+)
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
-from harness.runtime import facts
+from harness.sweep.claims import Claim, Claims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
+from harness.sweep.orders import Order, order_of
 from harness.sweep.results import Result, result_of
+from harness.sweep.runs import Runs, named
 from harness.sweep.space import Settings, Space
 from harness.tracking import Tracker
 
 FAILURES_IN_A_ROW = 3
+IDLE_S = 0.5
 SIZE = ("prune.floors", "prune.round_to")  # settings that say how small a network can become
 CONSTRAINT = "flops_over_budget"  # share of the baseline's FLOPs above the budget; <= 0 is feasible
+NO_FAULT = (KeyboardInterrupt, StoreError, TrackingError, HandedBack)  # of the trial that is cut
 
 
 @dataclass(frozen=True)
@@ -40,32 +54,54 @@ class Control:
     result: Result | None
     reason: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "run_id": self.run_id, "reason": self.reason,
+                "result": self.result.as_json() if self.result else None}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Control":
+        result = Result.from_json(facts["result"]) if facts["result"] else None
+        return cls(**{**facts, "result": result})
+
 
 @dataclass
 class Agent:
-    """One process at work on one study; it owns the study while it runs."""
+    """One process at work on one study. most_trials: after so many it leaves."""
 
     study: Study
     study_id: str
     home: Path
     ledger: Ledger
+    claims: Claims
     tracker: Tracker
     screen: Screen
+    most_trials: int | None = None
+    name: str = field(default_factory=lambda: f"agent-{uuid4().hex[:8]}")
+
+    def __post_init__(self) -> None:
+        self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
+        config = self.study.config
+        self._space = Space(config.space, config.sampler.name, config.sampler.seed,
+                            config.sampler.n_startup_trials)
+        self._deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """The study's run in MLflow, from start to end."""
-        self.run_id = self._open_study_run()
-        self._reap_launchers()
-        with ending(self.tracker, self.run_id):
+        """At work: the study's run in MLflow is RUNNING."""
+        with self.runs.opened(self.name) as self.run_id:
             yield
 
-    def run(self) -> None:
-        """Everything up to the last trial."""
+    def run(self) -> bool:
+        """Everything up to the last trial. False if trials are left, for this agent's time is up.
+
+        Raises HandedBack if the study is told to stop.
+        """
         self.experiment = Experiment(self.study.base, stages(self.home), self.screen)
         self._check_budget()
-        self._write_baseline()
-        self._work()
+        self._say_baseline()
+        self.runs.baseline(self.experiment)
+        self._show_finished()
+        return self._work()
 
     @property
     def budget_macs(self) -> float:
@@ -74,58 +110,111 @@ class Agent:
 
     # The loop.
 
-    def _work(self) -> None:
-        config = self.study.config
-        space = Space(config.space, config.sampler.name, config.sampler.seed,
-                      config.sampler.n_startup_trials)
-        deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
-        self.ledger.sweep_up()
-        self._show_finished()
-        failures = 0
-        while True:
-            trial = self.ledger.abandoned()
-            if trial is None:
-                finished, tried = len(self.ledger.results()), len(self.ledger.originals())
-                if finished >= config.trials or tried >= space.size:
-                    return
-                if time.time() > deadline:
-                    self.screen.message(f"{config.hours} hours are over: no more trials.")
-                    return
-                trial = self._ask(space)
-            earlier = self.ledger.earlier(trial.params)
-            if earlier is not None:
-                self.ledger.copy(trial, earlier)
+    def _work(self) -> bool:
+        tried = failures = 0
+        while tried != self.most_trials:
+            self.obey()
+            taken = self._next()
+            if taken is None:
+                if not self.ledger.unfinished():
+                    if self._lacks_trials():
+                        hours = self.study.config.hours
+                        self.screen.message(f"{hours} hours are over: no more trials.")
+                    return True
+                time.sleep(IDLE_S)  # others are at work: should one die, its trial is taken over
                 continue
-            failures = 0 if self._attempt(trial) else failures + 1
+            trial, claim = taken
+            try:
+                worked = self._attempt(trial, claim)
+            finally:
+                claim.release()
+            if worked is None:
+                continue
+            tried, failures = tried + 1, 0 if worked else failures + 1
             if failures >= FAILURES_IN_A_ROW:
                 raise StudyError(f"{failures} trials in a row failed; the study stops. The reasons "
                                  "stand above and in MLflow. Mend the cause and run it again.")
+        return not self._lacks_trials() and not self.ledger.unfinished()
 
-    def _ask(self, space: Space) -> optuna.Trial:
-        """The next settings, be they new or not."""
-        ordinal = len(self.ledger.trials())
-        tried = [t.params for t in self.ledger.originals()]
-        trial = space.ask(self.ledger.study, self.study_id, ordinal, tried, self.ledger.repeats())
-        self.ledger.begin(trial, ordinal)
-        return trial
+    def _next(self) -> tuple[FrozenTrial, Claim] | None:
+        """A trial that nobody is at work on, or a new one; None if others have all that is left."""
+        for trial in self.ledger.unfinished():
+            claim = self.claims.take(f"trial-{ordinal_of(trial)}")
+            if claim is None:
+                continue
+            if not self.ledger.is_finished(trial):
+                return trial, claim
+            claim.release()  # it ended between the reading and the taking
+        if not self._is_more_wanted():
+            return None
+        with holding(self.claims, "ask"):
+            if not self._is_more_wanted():
+                return None
+            begun = self.ledger.begin()
+            new = self.claims.take(f"trial-{ordinal_of(begun)}")
+            if new is None:
+                return None
+            self._suggest(begun)  # while nobody else asks: two at once would be told the same
+            return begun, new
 
-    def _attempt(self, trial: optuna.Trial) -> bool:
-        """Walk one trial. False if it failed; what is no fault of the trial's goes up."""
+    def _is_more_wanted(self) -> bool:
+        return self._lacks_trials() and time.time() <= self._deadline
+
+    def _lacks_trials(self) -> bool:
+        """Whether the study will lack some, should all that are at work end well."""
+        ended = len(self.ledger.originals())
+        at_work = len(self.ledger.settings()) - ended
+        return (len(self.ledger.results()) + at_work < self.study.config.trials
+                and ended + at_work < self._space.size)
+
+    def _suggest(self, begun: FrozenTrial) -> optuna.Trial:
+        """Its settings, be they new or not."""
+        seen, repeats = self.ledger.before(ordinal_of(begun))
+        return self._space.suggest(self.ledger.study, begun, self.study_id, seen, repeats)
+
+    def obey(self) -> None:
+        """Do as the study was told: wait while it is paused, leave if it is to stop."""
+        while (order := order_of(self.ledger)) is Order.PAUSE:
+            time.sleep(IDLE_S)
+        if order is Order.STOP:
+            raise HandedBack("the study was told to stop; go on with harness study --resume")
+
+    def _attend(self, claim: Claim) -> None:
+        """Between two steps of a walk: is it still ours, and is the study to go on?"""
+        if not claim.is_held():
+            raise ClaimLost("another agent has taken this trial over")
+        if order_of(self.ledger) is not Order.GO:
+            raise HandedBack("the study was told to pause or to stop")
+
+    def _attempt(self, begun: FrozenTrial, claim: Claim) -> bool | None:
+        """Walk one trial. False if it failed, None if it was a duplicate or went back; what is no
+        fault of the trial's goes up."""
+        trial = self._suggest(begun)
+        earlier = self.ledger.earlier(trial)
+        if earlier is not None:
+            self.ledger.copy(trial, earlier)
+            return None
         ordinal, settings = ordinal_of(trial), dict(trial.params)
         if not self.ledger.try_again(trial):
-            return self._give_up(trial, "given up after 3 tries that were cut short", settings)
+            return self._give_up(trial, "given up after 3 tries that were cut short")
         start = time.perf_counter()
         config = apply(self.study.base, settings)
         self.screen.trial(ordinal, named(settings), config.prune.percentage)
         try:
-            run_id = self._open_trial_run(trial, config, settings)
+            run_id = self.runs.trial(trial, config)
             with ending(self.tracker, run_id):
-                done = self._walk(run_id, config, macs=None)
-        except (KeyboardInterrupt, StoreError, TrackingError):
+                done = self._walk(run_id, config, claim)
+        except ClaimLost:
+            self.screen.message(f"trial {ordinal} was taken over by another agent")
+            return None
+        except HandedBack:
+            self.ledger.hand_back(trial)
+            return None
+        except NO_FAULT:
             self.ledger.hand_back(trial)
             raise
         except (HarnessError, RuntimeError) as error:  # RuntimeError: torch, out of memory included
-            return self._give_up(trial, str(error), settings)
+            return self._give_up(trial, str(error))
         result = result_of(done, time.perf_counter() - start)
         share = result.last.macs / self.experiment.whole.macs
         self.ledger.finish(trial, result, CONSTRAINT, share - self.study.config.budget.flops)
@@ -133,12 +222,57 @@ class Agent:
         self.screen.study(self.study_id, len(self.ledger.results()), self.study.config.trials)
         return True
 
-    def control(self, name: str, settings: Settings, macs: int) -> Control:
-        """The same walk with another criterion, down to the same MACs; kept once it is done."""
-        done: dict[str, Any] = self.ledger.get("controls", {})
-        key = f"{name}/{macs}/{sorted(settings.items())}"
-        if key in done:
-            return Control(name, done[key]["run_id"], Result.from_json(done[key]["result"]))
+    def _walk(self, run_id: str, config: RunConfig, claim: Claim, macs: int | None = None) -> Trial:
+        journal = Journal(self.tracker, run_id, self.experiment.whole)
+        budget = int(self.budget_macs) if macs is None else None  # a control is no candidate
+
+        def on_step(step: Any) -> None:
+            self._attend(claim)
+            journal.step(step)
+
+        trial = self.experiment.trial(config, macs=macs, budget=budget, on_step=on_step)
+        self._attend(claim)
+        self.runs.walked(run_id, journal, trial)
+        return trial
+
+    def _give_up(self, trial: optuna.Trial, reason: str) -> bool:
+        self.runs.failed(trial, reason)
+        self.ledger.fail(trial, reason)
+        self.screen.trial_done(_failed(ordinal_of(trial), "trial", trial.params, reason))
+        return False
+
+    # Controls.
+
+    def controls(self, settings: Settings, macs: int) -> list[Control]:
+        """The study's controls of these settings; those that other agents walk are waited for."""
+        names = self.study.config.controls
+        while True:
+            self.obey()
+            done = {name: self._control(name, settings, macs) for name in names}
+            if all(done.values()):
+                return [control for control in done.values() if control]
+            time.sleep(IDLE_S)
+
+    def _control(self, name: str, settings: Settings, macs: int) -> Control | None:
+        """Found done, or walked; None if another agent is at work on it."""
+        text = f"{name}/{macs}/{sorted(settings.items())}"
+        key = f"control-{name}-{sha256(text.encode()).hexdigest()[:16]}"
+        known = self.ledger.get(key)
+        if known is None:
+            claim = self.claims.take(key)
+            if claim is None:
+                return None
+            try:
+                known = self.ledger.get(key) or self._walk_control(key, name, settings, macs, claim)
+            except HandedBack:
+                return None
+            finally:
+                claim.release()
+        return Control.from_json(known)
+
+    def _walk_control(self, key: str, name: str, settings: Settings, macs: int, claim: Claim,
+                      ) -> dict[str, Any]:
+        """The same walk with another criterion, down to the same MACs."""
         start = time.perf_counter()
         # Options belong to the criterion that they were given for.
         kept = {k: v for k, v in settings.items() if not k.startswith("prune.criterion")}
@@ -146,50 +280,21 @@ class Agent:
                                          "prune.criterion": name})
         number = len(self.ledger.trials()) + self.study.config.controls.index(name)
         self.screen.trial(number, {**named(settings), "criterion": name}, 100.0, role="control")
-        runs: dict[str, str] = self.ledger.get("control_runs", {})
-        run_id = self._open_run(
-            runs.get(key), name=f"control {name}", role="control",
-            params=self._params(config, settings),
-            tags={"criterion": name, "settings": str(named(settings))})
-        self.ledger.set("control_runs", {**runs, key: run_id})
+        run_id = self.runs.control(key, name, config, settings)
         try:
             with ending(self.tracker, run_id):
-                trial = self._walk(run_id, config, macs=macs)
-        except (StoreError, TrackingError):
+                trial = self._walk(run_id, config, claim, macs)
+        except NO_FAULT:
             raise
         except (HarnessError, RuntimeError) as error:  # the trials are none the worse for it
             self.screen.trial_done(_failed(number, "control", {"criterion": name}, str(error)))
-            return Control(name, run_id, None, str(error))
+            return Control(name, run_id, None, str(error)).as_json()
         result = result_of(trial, time.perf_counter() - start)
-        self.ledger.set("controls", {**done, key: {
-            "name": name, "run_id": run_id, "result": result.as_json()}})
+        control = Control(name, run_id, result).as_json()
+        self.ledger.set(key, control)
         self.screen.trial_done(self.line(number, "control", {**settings, "criterion": name},
                                          result))
-        return Control(name, run_id, result)
-
-    def _walk(self, run_id: str, config: RunConfig, macs: int | None) -> Trial:
-        journal = Journal(self.tracker, run_id, self.experiment.whole)
-        budget = int(self.budget_macs) if macs is None else None  # a control is no candidate
-        trial = self.experiment.trial(config, macs=macs, budget=budget, on_step=journal.step)
-        journal.layers(trial.steps)
-        journal.plans(trial.steps)
-        journal.ledgers(trial.steps)
-        journal.epochs(trial.final)
-        journal.final(trial.final, trial.last.cost)
-        reused = sum(s.reused for s in trial.stages)
-        self.tracker.set_tags(run_id, {
-            "stop_reason": trial.reason[:4000], "stages.reused": str(reused),
-            "stages.all": str(len(trial.stages)), "final.stage": trial.final.key})
-        return trial
-
-    def _give_up(self, trial: optuna.Trial, reason: str, settings: Settings) -> bool:
-        run_id = trial.user_attrs.get("run_id")
-        if run_id:
-            self.tracker.set_tags(run_id, {"reason": reason[:4000]})
-            self.tracker.end_run(run_id, "FAILED")
-        self.ledger.fail(trial, reason)
-        self.screen.trial_done(_failed(ordinal_of(trial), "trial", settings, reason))
-        return False
+        return control
 
     def _check_budget(self) -> None:
         """Refuse, before anything is trained, a budget under what all floors allow.
@@ -206,81 +311,12 @@ class Agent:
                 f"{least / self.experiment.whole.macs:.2%} of the FLOPs. Raise budget.flops, or "
                 "lower prune.floors.")
 
-    # Runs.
+    # The screen.
 
-    def _open_study_run(self) -> str:
-        config = self.study.config
-        run_id = self.ledger.get("run_id")
-        if run_id and self.tracker.status(run_id) == "MISSING" and self.ledger.results():
-            raise StudyError(
-                f"{self.study_id} was begun with another MLflow store, or its run there was "
-                "deleted. Set MLFLOW_TRACKING_URI to that store (by default it is mlflow.db in the "
-                "folder where it was begun), or begin anew with another --home.")
-        run_id = self._open_run(run_id, name=self.study_id, role="study", tags={}, params={
-            "budget_flops": config.budget.flops, "sampler": config.sampler.name})
-        self.ledger.set("run_id", run_id)
-        self.tracker.log_text(run_id, to_yaml(config), "study.yaml")
-        self.tracker.log_text(run_id, to_yaml(self.study.base), "config.yaml")
-        return run_id
-
-    def _open_run(self, run_id: str | None, *, name: str, role: str, params: Mapping[str, object],
-                  tags: Mapping[str, str]) -> str:
-        """Make a run of this study, or go on with the one that MLflow has."""
-        if run_id and self.tracker.status(run_id) == "MISSING":
-            run_id = None
-        again = {"reason": ""} if run_id else {}  # it may have failed an earlier time
-        return self.tracker.open_run(
-            name=name, role=role, study=self.study_id, run_id=run_id, params=params,
-            parent=None if role == "study" else self.run_id,
-            tags={"fingerprint": self.study_id.rpartition("-")[2],
-                  "profile": self.study.profile or "default", **again, **tags})
-
-    def _open_trial_run(self, trial: optuna.Trial, config: RunConfig, settings: Settings) -> str:
-        number = ordinal_of(trial)
-        run_id = self._open_run(
-            trial.user_attrs.get("run_id"), name=f"trial {number}", role="trial",
-            tags={"ordinal": str(number)}, params=self._params(config, settings))
-        trial.set_user_attr("run_id", run_id)
-        self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
-        return run_id
-
-    def _params(self, config: RunConfig, settings: Settings) -> dict[str, object]:
-        """Every setting that matters under its path, the searched ones under short names too."""
-        every = {**flat(config), **named(settings), "criterion": config.prune.criterion}
-        return {path: value for path, value in every.items() if path not in config.without_effect}
-
-    def _reap_launchers(self) -> None:
-        """End the runs of `mlflow run` processes that were killed: nobody else will."""
-        mine = tracking.launcher()
-        before: list[str] = self.ledger.get("launchers", [])
-        for run_id in before:
-            if run_id != mine and self.tracker.status(run_id) == "RUNNING":
-                self.tracker.end_run(run_id, "KILLED")
-        if mine:
-            tracking.link_launcher(self.tracker, mine, self.run_id)
-            self.ledger.set("launchers", [*(r for r in before if r != mine), mine])
-
-    def _write_baseline(self) -> None:
+    def _say_baseline(self) -> None:
         experiment, baseline = self.experiment, self.experiment.baseline
         what = f"accuracy {percent(baseline.accuracy)}, {count(experiment.whole.macs)} MACs"
         self.screen.baseline(what + (" (from the store)" if baseline.reused else ""))
-        run_id = self.ledger.get("baseline_run")
-        if run_id and self.tracker.status(run_id) == "FINISHED":
-            return
-        run_id = self._open_run(run_id, name="baseline", role="baseline",
-                                params=self._params(self.study.base, {}),
-                                tags=facts(experiment.device))
-        self.ledger.set("baseline_run", run_id)
-        with ending(self.tracker, run_id):
-            journal = Journal(self.tracker, run_id, experiment.whole)
-            journal.epochs(baseline)
-            journal.final(baseline, experiment.whole)
-            self.tracker.log_data(run_id, name=experiment.data.name,
-                                  digest=experiment.data.fingerprint[:16], context="training")
-            self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
-            self.tracker.set_tags(self.run_id, facts(experiment.device))
-
-    # The screen.
 
     def _show_finished(self) -> None:
         for trial, result in self.ledger.results():
@@ -297,8 +333,3 @@ class Agent:
 
 def _failed(number: int, role: str, settings: Mapping[str, Any], reason: str) -> TrialLine:
     return TrialLine(number, role, named(settings), "failed", None, None, 0, 0, 0.0, reason)
-
-
-def named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under the short names that tables and charts use."""
-    return {short(path): value for path, value in settings.items()}

@@ -4,20 +4,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
+
+from optuna.trial import FrozenTrial
 
 from harness.analysis.pareto import front
 from harness.checkpoint import save_pruned
 from harness.comparison_view import build
-from harness.config import apply, short, to_yaml
+from harness.config import Study, apply, short, to_yaml
 from harness.engine.cost import Cost
 from harness.journal import Journal
 from harness.store import write_whole
-from harness.sweep.agent import Agent, Control, named
-from harness.sweep.ledger import ordinal_of
+from harness.sweep.agent import Agent, Control
+from harness.sweep.claims import holding
+from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import Outcome, Row
 from harness.sweep.results import Effort, Final, Result, best_within, effort_of
+from harness.sweep.runs import named
 from harness.trajectories import Stage
 
 
@@ -32,7 +37,10 @@ class Found:
 
 
 def conclude(agent: Agent) -> Outcome:
-    """Everything after the last trial. Running it again changes nothing and costs little."""
+    """Everything after the last trial. Running it again changes nothing and costs little.
+
+    Controls are shared out among the agents; one of them does the rest.
+    """
     results = agent.ledger.results()
     by_ordinal = {ordinal_of(t): Found(ordinal_of(t), t.params, t.user_attrs["run_id"], r.last)
                   for t, r in results}
@@ -42,6 +50,28 @@ def conclude(agent: Agent) -> Outcome:
         found = by_ordinal[best[0]]
         champion = Found(found.ordinal, found.settings, found.run_id, best[1])
     controls = _controls(agent, champion)
+    with holding(agent.claims, "conclusion"):
+        outcome = finished(agent.ledger, agent.study)
+        if outcome is None:
+            outcome = _outcome(agent, results, by_ordinal, champion, controls)
+            agent.ledger.set("outcome", outcome.as_json())  # last: now the study is finished
+        return outcome
+
+
+def finished(ledger: Ledger, study: Study) -> Outcome | None:
+    """What the study found, if it has found all that it is asked for."""
+    facts = ledger.get("outcome")
+    if facts is None:
+        return None
+    outcome = Outcome.from_json(facts)
+    space = prod(len(ladder) for ladder in study.config.space.values())
+    is_all = (len(ledger.originals()) >= space
+              and outcome.settings_finished == len(ledger.results()))
+    return outcome if is_all or outcome.settings_finished >= study.config.trials else None
+
+
+def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal: dict[int, Found],
+             champion: Found | None, controls: list[Control]) -> Outcome:
     rows = [_baseline_row(agent)]
     checkpoint = weights = ""
     notes = _notes(agent)
@@ -72,8 +102,7 @@ def _controls(agent: Agent, champion: Found | None) -> list[Control]:
     """The champion's settings with other criteria, down to the champion's FLOPs."""
     if champion is None:
         return []
-    return [agent.control(name, dict(champion.settings), champion.final.macs)
-            for name in agent.study.config.controls]
+    return agent.controls(dict(champion.settings), champion.final.macs)
 
 
 def _front(trials: Any, results: list[tuple[Any, Result]]) -> list[Found]:

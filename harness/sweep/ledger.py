@@ -1,11 +1,12 @@
 """What a study knows of itself, kept in Optuna: which trials there are, how they ended, what they
-found. Owned by one process at a time (a file lock that the kernel frees when the process dies)."""
+found. Read by every process at work on the study; a trial is written by the one that holds its
+claim."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.sweep.results import Result
@@ -31,25 +32,27 @@ class Ledger:
     # Trials. The ordinal counts suggestions, from 0; retries keep theirs.
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials that have an ordinal, in order."""
-        own = [t for t in self.study.get_trials(deepcopy=False) if "ordinal" in t.user_attrs]
-        return sorted(own, key=lambda t: int(t.user_attrs["ordinal"]))
+        """All trials, in order."""
+        return sorted(self.study.get_trials(deepcopy=False), key=ordinal_of)
 
-    def sweep_up(self) -> None:
-        """End what died while it was being asked for: it had no ordinal, so it never was."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING and "ordinal" not in trial.user_attrs:
-                self.study.tell(trial.number, state=TrialState.FAIL)
+    def begin(self) -> FrozenTrial:
+        """A new trial, without settings yet. Whoever takes its claim goes on with it."""
+        number = self.study.ask().number
+        return self.trials()[number]
 
-    def begin(self, trial: optuna.Trial, ordinal: int) -> None:
-        trial.set_user_attr("ordinal", ordinal)
+    def unfinished(self) -> list[FrozenTrial]:
+        """Trials that are at work, or were when their process died; their settings and run stay.
 
-    def abandoned(self) -> optuna.Trial | None:
-        """The trial that another process began and did not end; its settings and run stay."""
-        for found in self.trials():
-            if found.state == TrialState.RUNNING:
-                return optuna.Trial(self.study, found._trial_id)
-        return None
+        A duplicate of one that is still at work waits for it, and is not among them.
+        """
+        every = self.trials()
+        return [t for t in every if not t.state.is_finished()
+                and not ("duplicate_of" in t.user_attrs
+                         and not every[t.user_attrs["duplicate_of"]].state.is_finished())]
+
+    def is_finished(self, trial: FrozenTrial) -> bool:
+        """Now; `trial` itself is as it was when it was read."""
+        return self.trials()[ordinal_of(trial)].state.is_finished()
 
     def try_again(self, trial: optuna.Trial) -> bool:
         """Count a try; False if there have been too many."""
@@ -65,48 +68,64 @@ class Ledger:
         """Complete: value is the last step's accuracy, constraint its FLOPs over the budget."""
         trial.set_user_attr("result", result.as_json())
         trial.set_constraint(budget, excess)
-        self.study.tell(trial, result.last.accuracy)
+        self._tell(trial, result.last.accuracy)
 
     def fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr("reason", reason)
         trial.set_user_attr("ended", time.time())
-        self.study.tell(trial, state=TrialState.FAIL)
+        self._tell(trial, None)
 
     def copy(self, trial: optuna.Trial, of: FrozenTrial) -> None:
-        """An exact duplicate takes the stored result; it is no setting of its own."""
-        trial.set_user_attr("duplicate_of", int(of.user_attrs["ordinal"]))
+        """An exact duplicate takes the stored result; it is no setting of its own.
+
+        While the other is still at work the duplicate waits, and belongs to nobody.
+        """
+        trial.set_user_attr("duplicate_of", ordinal_of(of))
+        if not of.state.is_finished():
+            return
         if of.state == TrialState.COMPLETE:
             for name, excess in of.constraints.items():
                 trial.set_constraint(name, excess)
-            self.study.tell(trial, of.value)
-        else:
-            self.study.tell(trial, state=TrialState.FAIL)
+        self._tell(trial, of.value)
 
-    def earlier(self, settings: Settings) -> FrozenTrial | None:
-        """The trial that had exactly these settings, if there was one."""
-        wanted = same(settings)
-        return next((t for t in self.originals() if same(t.params) == wanted), None)
+    def _tell(self, trial: optuna.Trial, value: float | None) -> None:
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        try:
+            self.study.tell(trial, value, state=state)
+        except (UpdateFinishedTrialError, ValueError):
+            # Told before, but the answer of the storage was lost on its way.
+            if self.trials()[ordinal_of(trial)].state != state:
+                raise
+
+    def earlier(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """The trial before this one that has exactly its settings, if there is one."""
+        wanted = same(trial.params)
+        return next((t for t in self.settings() if ordinal_of(t) < ordinal_of(trial)
+                     and same(t.params) == wanted), None)
+
+    def settings(self) -> list[FrozenTrial]:
+        """Trials that are no duplicates, at work or ended."""
+        return [t for t in self.trials() if "duplicate_of" not in t.user_attrs]
 
     def originals(self) -> list[FrozenTrial]:
         """Trials that ended and are no duplicates."""
-        return [t for t in self.trials()
-                if t.state.is_finished() and "duplicate_of" not in t.user_attrs]
+        return [t for t in self.settings() if t.state.is_finished()]
 
     def results(self) -> list[tuple[FrozenTrial, Result]]:
         """Finished settings with what they found, in order."""
         return [(t, Result.from_json(t.user_attrs["result"])) for t in self.originals()
                 if t.state == TrialState.COMPLETE]
 
-    def repeats(self) -> int:
-        """Duplicates since the last new setting."""
-        count = 0
-        for trial in reversed(self.trials()):
+    def before(self, ordinal: int) -> tuple[list[Settings], int]:
+        """(settings of the trials before this one, duplicates right before it)."""
+        earlier = self.trials()[:ordinal]
+        repeats = 0
+        for trial in reversed(earlier):
             if "duplicate_of" not in trial.user_attrs:
                 break
-            count += 1
-        return count
+            repeats += 1
+        return [t.params for t in earlier if "duplicate_of" not in t.user_attrs], repeats
 
 
 def ordinal_of(trial: optuna.Trial | FrozenTrial) -> int:
-    attrs: Mapping[str, Any] = trial.user_attrs
-    return int(attrs["ordinal"])
+    return trial.number

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.config import RunConfig, fingerprint, flat, short, to_yaml
 from harness.console import Screen, TrialLine, count, percent
 from harness.engine.ledger import Ledger
-from harness.experiment import Experiment, stages
+from harness.experiment import Experiment, check_pruning, stages
 from harness.journal import Journal, ending
 from harness.runtime import facts
 from harness.sweep.results import result_of
@@ -28,7 +28,11 @@ class Single:
 
 def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], screen: Screen,
             ) -> Single:
-    """Baseline, trajectory, final fine-tune; the test split is read for the two ends."""
+    """Baseline, trajectory, final fine-tune; the test split is read for the two ends.
+
+    Raises ConfigError, before anything is opened, for what `check_pruning` refuses.
+    """
+    check_pruning(config)
     start = time.perf_counter()
     tracker = open_tracker()
     identity = f"{config.name}-{fingerprint(config)}"

@@ -1,24 +1,37 @@
-"""Open a study's storage, safely and quickly: first contact is locked, SQLite is in WAL mode."""
+"""Open a study's storage, safely and quickly.
+
+sqlite:///FILE is for the processes of one machine; postgresql+psycopg://... for those of many, and
+waits while the server is away; journal:///FILE for a folder that several machines share. First
+contact with a fresh store is locked.
+"""
 
 import re
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.exceptions import OptunaError
-from optuna.storages import RDBStorage
+from optuna.exceptions import OptunaError, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import create_engine, event
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from harness.errors import StudyError
 from harness.store import locked
+from harness.sweep.claims import Claims, FileClaims
+from harness.sweep.leases import LEASE_S, FolderLeases, LeaseClaims, SqlLeases
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 FAILURES = (SQLAlchemyError, OptunaError)
 REFUSALS = (*FAILURES, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError)
+_AWAY = (OperationalError, InterfaceError)
+SQLITE, JOURNAL = "sqlite:///", "journal:///"
+PATIENCE_S = 300.0  # for a database server that is away: a restart takes seconds, a move minutes
 
 
 def open_study(name: str, url: str, locks: Path) -> optuna.Study:
@@ -28,9 +41,24 @@ def open_study(name: str, url: str, locks: Path) -> optuna.Study:
     """
     try:
         with locked(locks / "optuna.lock"):  # two first contacts at once can break a fresh store
-            storage = _storage(url)
-            return optuna.create_study(study_name=name, storage=storage, load_if_exists=True,
+            return optuna.create_study(study_name=name, storage=_storage(url), load_if_exists=True,
                                        directions=[StudyDirection.MAXIMIZE])
+    except REFUSALS as error:
+        raise _cannot_open(url, error) from error
+
+
+def open_claims(name: str, url: str, locks: Path, lease_s: float = LEASE_S) -> Claims:
+    """Who is at work on what in a study: file locks on one machine, leases on several.
+
+    Raises StudyError if the storage cannot be opened.
+    """
+    if url.startswith(SQLITE):
+        return FileClaims(locks / name)
+    try:
+        if url.startswith(JOURNAL):
+            return LeaseClaims(FolderLeases(_file(url).with_suffix(f".{name}.leases")), lease_s)
+        with locked(locks / "optuna.lock"):
+            return LeaseClaims(SqlLeases(create_engine(url, pool_pre_ping=True), name), lease_s)
     except REFUSALS as error:
         raise _cannot_open(url, error) from error
 
@@ -47,7 +75,7 @@ def told(url: str) -> Iterator[None]:
 
 def study_names(url: str, locks: Path) -> list[str]:
     """Names of all studies in a storage; none if there is no storage yet."""
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if url.startswith((SQLITE, JOURNAL)) and not _file(url).exists():
         return []
     try:
         with locked(locks / "optuna.lock"):
@@ -57,13 +85,26 @@ def study_names(url: str, locks: Path) -> list[str]:
 
 
 def default_url(home: Path) -> str:
-    return f"sqlite:///{(home / 'optuna.db').resolve()}"
+    return f"{SQLITE}{(home / 'optuna.db').resolve()}"
 
 
-def _storage(url: str) -> RDBStorage:
-    if not url.startswith("sqlite:///"):
-        return RDBStorage(url)
-    path = Path(url.removeprefix("sqlite:///"))
+def _file(url: str) -> Path:
+    return Path(url.removeprefix(SQLITE).removeprefix(JOURNAL))
+
+
+def _storage(url: str) -> BaseStorage:
+    if url.startswith(SQLITE):
+        return _sqlite(url)
+    if url.startswith(JOURNAL):
+        _file(url).parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(_file(url))))
+    storage: BaseStorage = PatientStorage(
+        get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True})))
+    return storage
+
+
+def _sqlite(url: str) -> RDBStorage:
+    path = _file(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=60)) as database:
         database.execute("PRAGMA journal_mode=WAL")  # a commit costs 3 ms instead of 30
@@ -77,10 +118,40 @@ def _storage(url: str) -> RDBStorage:
     return storage
 
 
+class _Waiting:
+    """Delegates to a storage whose server may be restarted, and waits until it is back."""
+
+    def __init__(self, inner: BaseStorage, patience_s: float = PATIENCE_S) -> None:
+        self.inner, self.patience_s = inner, patience_s
+
+
+def _waiting(name: str) -> Callable[..., Any]:
+    def call(self: _Waiting, *given: Any, **more: Any) -> Any:
+        end, pause = time.monotonic() + self.patience_s, 0.1
+        while True:
+            try:
+                return getattr(self.inner, name)(*given, **more)
+            except (StorageInternalError, *_AWAY) as error:
+                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                if not isinstance(cause, _AWAY) or time.monotonic() > end:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+    return call
+
+
+# Every public method of a storage, each the same: written out they would be two hundred lines.
+PatientStorage = type("PatientStorage", (_Waiting, BaseStorage), {
+    name: _waiting(name) for name, method in vars(BaseStorage).items()
+    if callable(method) and not name.startswith("_")})
+
+
 def _cannot_open(url: str, error: Exception) -> StudyError:
     return StudyError(f"the study storage {_shown(url)} cannot be opened: {_reason(error)}. Name "
-                      "another with --storage (sqlite:///FILE or postgresql+psycopg://...), or "
-                      "move the broken file away; stages and MLflow runs are kept apart from it.")
+                      "another with --storage (sqlite:///FILE, journal:///FILE or "
+                      "postgresql+psycopg://...), or move the broken file away; stages and MLflow "
+                      "runs are kept apart from it.")
 
 
 def _reason(error: Exception) -> str:

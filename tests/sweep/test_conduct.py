@@ -1,5 +1,6 @@
 """Whatever interrupts a study, the same command again ends as if nothing had happened."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from harness.console import QuietScreen
 from harness.data import Data, Split
 from harness.errors import StudyError, TrackingError
 from harness.experiment import Experiment, stages
-from harness.store import FolderStore, locked
+from harness.store import FolderStore
 from harness.sweep import agent as agents
 from harness.sweep import conclude as conclusions
 from harness.sweep import conduct as conducting
-from harness.sweep.conduct import conduct, progress, study_id
+from harness.sweep.claims import holding
+from harness.sweep.conduct import conduct
 from harness.sweep.ledger import Ledger
 from harness.sweep.outcome import Outcome
-from harness.sweep.storage import default_url
+from harness.sweep.place import Place, study_id
+from harness.sweep.progress import progress
 from harness.tracking import MemoryRun, MemoryTracker
 from sweep.conftest import Whole
 
@@ -185,7 +188,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
     def guarded_set(self: Ledger, key: str, value: Any) -> None:
         # Who dies between MLflow's making a run and our noting its number leaves a run that nobody
         # knows: the one moment that is left out.
-        if key not in ("run_id", "baseline_run", "control_runs"):
+        if key not in ("run_id", "baseline_run") and not key.endswith("/run"):
             lives[-1].write()
         write(self, key, value)
 
@@ -247,18 +250,18 @@ def test_when_more_trials_find_another_champion_all_that_is_shown_is_the_new_one
     assert len(reads) == 3
 
 
-def test_a_study_at_work_is_refused_and_status_says_so(whole: Whole) -> None:
-    machine, name = whole.machine, study_id(whole.study)
-    url = default_url(machine.home)
-    assert progress(whole.study, machine.home, url).title == f"{name}: 4 of 4 settings, idle"
-    with locked(machine.home / "locks" / f"{name}.lock"):
-        with pytest.raises(StudyError, match=f"another process is at work on {name} .*--home"):
-            machine.conduct(whole.study)
-        assert progress(whole.study, machine.home, url).title.endswith("at work")
+def test_status_says_who_is_at_work(whole: Whole) -> None:
+    name, place = study_id(whole.study), whole.machine.place
+    assert progress(whole.study, place).title == f"{name}: 4 of 4 settings, idle"
+    with holding(place.claims(name), "agent-1"):
+        shown = progress(whole.study, place)
+        assert shown.title.endswith("1 at work")
+        assert len(shown.notes) == 1
+        assert f":{os.getpid()}: between trials; at work since " in shown.notes[0]
 
 
 def test_status_lists_every_trial(whole: Whole) -> None:
-    state = progress(whole.study, whole.machine.home, default_url(whole.machine.home))
+    state = progress(whole.study, whole.machine.place)
     assert [row[0] for row in state.rows] == [str(n) for n, *_ in trials(
         whole.machine.ledger(whole.study))]
     assert state.columns[2:6] == ("filters_per_step", "layer_min", "percentage", "retrain_epochs")
@@ -266,7 +269,7 @@ def test_status_lists_every_trial(whole: Whole) -> None:
 
 def test_status_of_a_study_that_was_never_begun_says_how_to_begin(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="has not been started in .*harness study tiny"):
-        progress(tiny.study(), tmp_path, default_url(tmp_path))
+        progress(tiny.study(), Place.at(tmp_path))
 
 
 def test_a_changed_study_is_a_new_one_and_says_what_differs(tmp_path: Path) -> None:
@@ -278,8 +281,8 @@ def test_a_changed_study_is_a_new_one_and_says_what_differs(tmp_path: Path) -> N
             said.append(text)
 
     changed = tiny.study(trials=1, budget={"flops": 0.5}, base=tiny.run(retrain__lr=0.2))
-    second, _ = conduct(changed, tmp_path, default_url(tmp_path), lambda: machine.tracker,
-                        Screen())
+    second, _ = conduct(changed, machine.place, lambda: machine.tracker, Screen())
+    assert second is not None
     assert second.study_id != first.study_id
     assert said == [f"new study {second.study_id}: differs from {first.study_id} in "
                     "budget.flops, config.retrain.lr"]

@@ -1,0 +1,153 @@
+"""The runs of a study in MLflow: which there are, how each is opened again, how each ends."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from harness import tracking
+from harness.config import RunConfig, Study, flat, short, to_yaml
+from harness.errors import StudyError
+from harness.experiment import Experiment, Trial
+from harness.journal import Journal, ending
+from harness.runtime import facts
+from harness.sweep.claims import Claim, Claims, holding
+from harness.sweep.ledger import Ledger, ordinal_of
+from harness.sweep.space import Settings
+from harness.tracking import Tracker
+
+
+@dataclass
+class Runs:
+    """One study's runs. Opening one that is there goes on with it."""
+
+    study: Study
+    study_id: str
+    ledger: Ledger
+    claims: Claims
+    tracker: Tracker
+
+    @contextmanager
+    def opened(self, agent: str) -> Iterator[str]:
+        """The study's run, RUNNING while any agent works on it; ended by the last to leave."""
+        with holding(self.claims, agent) as claim:
+            with holding(self.claims, "study-run"):
+                self.run_id = self._open_study_run()
+                self._reap_launchers()
+            with ending(self.tracker, self.run_id, unless=lambda: self._leaves_others(claim)):
+                yield self.run_id
+
+    def _leaves_others(self, claim: Claim) -> bool:
+        """Leave; of two that leave at once, one is the last."""
+        with holding(self.claims, "study-run"):
+            claim.release()
+            return any(name.startswith("agent-") for name in self.claims.holders())
+
+    def _open_study_run(self) -> str:
+        config = self.study.config
+        run_id = self.ledger.get("run_id")
+        if run_id and self.tracker.status(run_id) == "MISSING" and self.ledger.results():
+            raise StudyError(
+                f"{self.study_id} was begun with another MLflow store, or its run there was "
+                "deleted. Set MLFLOW_TRACKING_URI to that store (by default it is mlflow.db in the "
+                "folder where it was begun), or begin anew with another --home.")
+        run_id = self._open(run_id, name=self.study_id, role="study", tags={}, params={
+            "budget_flops": config.budget.flops, "sampler": config.sampler.name})
+        self.ledger.set("run_id", run_id)
+        self.tracker.log_text(run_id, to_yaml(config), "study.yaml")
+        self.tracker.log_text(run_id, to_yaml(self.study.base), "config.yaml")
+        return run_id
+
+    def _open(self, run_id: str | None, *, name: str, role: str, params: Mapping[str, object],
+              tags: Mapping[str, str]) -> str:
+        """Make a run of this study, or go on with the one that MLflow has."""
+        if run_id and self.tracker.status(run_id) == "MISSING":
+            run_id = None
+        again = {"reason": ""} if run_id else {}  # it may have failed an earlier time
+        return self.tracker.open_run(
+            name=name, role=role, study=self.study_id, run_id=run_id, params=params,
+            parent=None if role == "study" else self.run_id,
+            tags={"fingerprint": self.study_id.rpartition("-")[2],
+                  "profile": self.study.profile or "default", **again, **tags})
+
+    def _params(self, config: RunConfig, settings: Settings) -> dict[str, object]:
+        """Every setting that matters under its path, the searched ones under short names too."""
+        every = {**flat(config), **named(settings), "criterion": config.prune.criterion}
+        return {path: value for path, value in every.items() if path not in config.without_effect}
+
+    def _reap_launchers(self) -> None:
+        """End the runs of `mlflow run` processes that were killed: nobody else will."""
+        mine = tracking.launcher()
+        before: list[str] = self.ledger.get("launchers", [])
+        for run_id in before:
+            if run_id != mine and self.tracker.status(run_id) == "RUNNING":
+                self.tracker.end_run(run_id, "KILLED")
+        if mine:
+            tracking.link_launcher(self.tracker, mine, self.run_id)
+            self.ledger.set("launchers", [*(r for r in before if r != mine), mine])
+
+    def baseline(self, experiment: Experiment) -> None:
+        """Write the baseline's run, once for all processes."""
+        with holding(self.claims, "baseline-run"):
+            run_id = self.ledger.get("baseline_run")
+            if run_id and self.tracker.status(run_id) == "FINISHED":
+                return
+            run_id = self._open(run_id, name="baseline", role="baseline",
+                                params=self._params(self.study.base, {}),
+                                tags=facts(experiment.device))
+            self.ledger.set("baseline_run", run_id)
+            with ending(self.tracker, run_id):
+                self._write_baseline(run_id, experiment)
+
+    def _write_baseline(self, run_id: str, experiment: Experiment) -> None:
+        journal = Journal(self.tracker, run_id, experiment.whole)
+        journal.epochs(experiment.baseline)
+        journal.final(experiment.baseline, experiment.whole)
+        self.tracker.log_data(run_id, name=experiment.data.name,
+                              digest=experiment.data.fingerprint[:16], context="training")
+        self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
+        self.tracker.set_tags(self.run_id, facts(experiment.device))
+
+    def trial(self, trial: optuna.Trial, config: RunConfig) -> str:
+        """The run of a trial, which keeps it over all tries."""
+        number = ordinal_of(trial)
+        run_id = self._open(
+            trial.user_attrs.get("run_id"), name=f"trial {number}", role="trial",
+            tags={"ordinal": str(number)}, params=self._params(config, trial.params))
+        trial.set_user_attr("run_id", run_id)
+        self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
+        return run_id
+
+    def control(self, key: str, name: str, config: RunConfig, settings: Settings) -> str:
+        """The run of a control; key: what the study's book knows it by."""
+        run_id = self._open(self.ledger.get(f"{key}/run"), name=f"control {name}", role="control",
+                            params=self._params(config, settings),
+                            tags={"criterion": name, "settings": str(named(settings))})
+        self.ledger.set(f"{key}/run", run_id)
+        return run_id
+
+    def walked(self, run_id: str, journal: Journal, trial: Trial) -> None:
+        """Everything that is known once a walk is over."""
+        journal.layers(trial.steps)
+        journal.plans(trial.steps)
+        journal.ledgers(trial.steps)
+        journal.epochs(trial.final)
+        journal.final(trial.final, trial.last.cost)
+        self.tracker.set_tags(run_id, {
+            "stop_reason": trial.reason[:4000],
+            "stages.reused": str(sum(s.reused for s in trial.stages)),
+            "stages.all": str(len(trial.stages)), "final.stage": trial.final.key})
+
+    def failed(self, trial: optuna.Trial, reason: str) -> None:
+        """End a trial's run, if it has one."""
+        run_id = trial.user_attrs.get("run_id")
+        if run_id:
+            self.tracker.set_tags(run_id, {"reason": reason[:4000]})
+            self.tracker.end_run(run_id, "FAILED")
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the short names that tables and charts use."""
+    return {short(path): value for path, value in settings.items()}
