@@ -465,8 +465,8 @@ VERBS = sorted(cli.commands)
 
 
 def test_these_are_the_verbs() -> None:
-    assert VERBS == ["baseline", "check", "cost", "criteria", "export", "run", "status", "study",
-                     "ui"]
+    assert VERBS == ["agent", "baseline", "check", "cost", "criteria", "export", "run", "status",
+                     "study", "ui"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

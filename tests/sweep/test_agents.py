@@ -115,7 +115,7 @@ def test_agents_leave_a_killed_supervisor_and_the_study_goes_on(desk: Desk, alon
     process = desk.start("study", "tiny", "--agents", "2")
     desk.wait_for(desk.agents, process)
     process.kill()
-    process.wait()
+    process.communicate()
     end = time.monotonic() + 60
     while progress(desk.study, desk.place).notes:
         assert time.monotonic() < end, "an agent stays"
