@@ -42,7 +42,7 @@ __all__ = ["SHORT", "Known", "Mistake", "RunConfig", "Study", "StudyConfig", "Tr
 
 Tree = dict[str, Any]
 SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
-OF_A_STUDY = ("kind", "budget", "space", "trials", "hours", "sampler", "controls")
+OF_A_STUDY = ("kind", "budget", "space", "trials", "hours", "sampler", "enqueue", "controls")
 KINDS = {"configs": "configuration", "studies": "study"}
 OVERRIDES = "the overrides"
 
@@ -292,6 +292,20 @@ def _wrong_inside(study: Tree, base: Tree, known: Known) -> list[Mistake]:
         of_set = _set(RunConfig, base, settings | own, known)[1] + _searched(own, space | ladders)
         found += [Mistake(f"{where}set.{m.key}", m.text) for m in of_set
                   if Mistake(f"set.{m.key}", m.text) not in found]
+    return found + _wrong_enqueued(space, study.get("enqueue"))
+
+
+def _wrong_enqueued(space: Tree, enqueued: Any) -> list[Mistake]:
+    """What is no value of a ladder."""
+    found = []
+    for place, settings in enumerate(enqueued if isinstance(enqueued, list) else []):
+        for key, value in _table(settings).items():
+            where, ladder = f"enqueue.{place}.{key}", space.get(key)
+            if not isinstance(ladder, list):
+                found.append(Mistake(where, unknown("key of space", key, space)))
+            elif value not in ladder:
+                found.append(Mistake(where, f"{shown(value)} is not on its ladder: "
+                                            f"{', '.join(map(shown, ladder))}."))
     return found
 
 

@@ -3,7 +3,8 @@
 Per step (step = pruning iteration): val_accuracy, val_accuracy_cut, val_loss, percentage, macs,
 flops, flops_reduction (share of the baseline's, in [0, 1]), params, filters, size_mb, latency_ms.
 Per epoch (step = epochs of this run so far): train_loss, val_loss_epoch, lr. Summaries: final_*.
-A point carries the time at which its stage was made, so writing it again changes nothing.
+A point carries the time at which its stage was made, so writing it again changes nothing; where a
+stage had to be made again, the point that was written first stays.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ class Journal:
     whole: Cost
     _epochs: int = 0
     _told: set[str] = field(default_factory=set)
+    _written: dict[str, set[int]] = field(default_factory=dict)
 
     def step(self, step: Step) -> None:
         """Everything that one pruning step learned, in one batch."""
@@ -38,7 +40,7 @@ class Journal:
         if step.number:
             points += self._rows(step.stage)
         self._told.add(step.stage.key)  # the epochs of step 0 are the baseline's
-        self.tracker.log_points(self.run_id, points)
+        self._write(points)
 
     def final(self, stage: Stage, cost: Cost, *, test_accuracy: float | None = None) -> None:
         """The run's result, as metrics without a step."""
@@ -53,10 +55,23 @@ class Journal:
     def epochs(self, stage: Stage) -> None:
         """The epochs of the baseline, or of the final fine-tune; nothing if they were told."""
         if stage.key not in self._told:
-            self.tracker.log_points(self.run_id, self._rows(stage))
+            self._write(self._rows(stage))
 
     def summary(self, metrics: Mapping[str, float], made_ms: int) -> None:
+        self._write([Point(k, v, 0, made_ms) for k, v in metrics.items()])
+
+    def latest(self, metrics: Mapping[str, float], made_ms: int) -> None:
+        """Summaries that may change: MLflow shows those of the latest time."""
         self.tracker.log_points(self.run_id, [Point(k, v, 0, made_ms) for k, v in metrics.items()])
+
+    def _write(self, points: Sequence[Point]) -> None:
+        for key in {point.key for point in points} - self._written.keys():
+            self._written[key] = self.tracker.steps(self.run_id, key)
+        new = [point for point in points if point.step not in self._written[point.key]]
+        if new:
+            self.tracker.log_points(self.run_id, new)
+        for point in new:
+            self._written[point.key].add(point.step)
 
     def layers(self, steps: Sequence[Step]) -> None:
         """Widths of every layer at every step: as one table, and as pictures to step through."""

@@ -294,12 +294,12 @@ class Budget(Section):
 
 
 class Sampler(Section):
-    name: Literal["tpe", "random"] = "tpe"
-    """Who suggests settings."""
+    name: Literal["tpe", "random", "grid", "brute", "gp", "nsga2"] = "tpe"
+    """Who suggests settings: Optuna's samplers; grid goes through the ladders in order."""
     seed: Natural = 0
     """Seed of the suggestions."""
     n_startup_trials: Natural = 5
-    """Random suggestions before tpe learns."""
+    """Random suggestions before tpe or gp learns."""
 
 
 class Profile(Section):
@@ -343,6 +343,8 @@ class StudyConfig(Section):
     """No new trial is begun after so many hours; null is no limit."""
     sampler: Sampler = Sampler()
     """How settings are suggested."""
+    enqueue: list[Options] = []
+    """Settings to try first, in this order; a key that one leaves out is suggested."""
     controls: list[str] = []
     """Criteria that run beside the best trial, at its FLOPs."""
     set: Options = {}
@@ -501,10 +503,10 @@ _INTRODUCTION = """\
 
 Made from the schema by `harness.config.reference()`; do not edit.
 
-A YAML file is one whole run or study. What is not written has its default. `mlflow run . -P
-set="KEY=VALUE KEY=VALUE"` and `--set "KEY=VALUE"` override single keys; a value is YAML, a list
-is written `[1, 2]`. In a study the same words override the run that it varies, and keys of the
-study itself (`budget.flops`, `sampler.seed`, `space.retrain.epochs=[1]`).
+A YAML file is one whole run or study. What is not written has its default.
+`mlflow run . -P set="KEY=VALUE KEY=VALUE"` and `--set "KEY=VALUE"` override single keys; a value
+is YAML, a list is written `[1, 2]`. In a study the same words override the run that it varies, and
+keys of the study itself (`budget.flops`, `sampler.seed`, `space.retrain.epochs=[1]`).
 
 A ratio is one number for all layers, or a table of module names, where a parent's covers its
 children and the longest name wins; `''` is the whole network. `harness check` tells all mistakes.

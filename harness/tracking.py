@@ -94,6 +94,9 @@ class Tracker(Protocol):
         `infinite.KEY` names the step.
         """
 
+    def steps(self, run_id: str, key: str) -> set[int]:
+        """The steps at which a curve has a point already."""
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None: ...
 
     def log_text(self, run_id: str, text: str, path: str) -> None: ...
@@ -247,6 +250,10 @@ class MlflowTracker:
                 self.client.log_batch(run_id, metrics=part)
         if marks := infinite_marks(points):
             self.set_tags(run_id, marks)
+
+    def steps(self, run_id: str, key: str) -> set[int]:
+        with _told(f"read the curve {key}"):
+            return {point.step for point in self.client.get_metric_history(run_id, key)}
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -503,6 +510,9 @@ class MemoryTracker:
             )
             self._run(run_id).points[kept] = None
         self._run(run_id).tags.update(infinite_marks(points))
+
+    def steps(self, run_id: str, key: str) -> set[int]:
+        return {step for step, _ in self._run(run_id).curve(key)}
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self._run(run_id).tags.update(tags)

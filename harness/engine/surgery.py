@@ -21,6 +21,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d,
 _SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features",
           "num_parameters", "normalized_shape", "num_channels", "num_groups", "embedding_dim",
           "in1_features", "in2_features")
+_LARGE_KERNEL = 8  # numbers; for less, a number for each kernel is more than the kernels
 _MASKED = "weight_orig"  # the weight, where torch.nn.utils.prune masks it before every forward
 
 
@@ -79,19 +80,18 @@ def cut_parameters(model: nn.Module, after: Mapping[str, Mapping[int, Tensor]],
     """The same from {tensor name: {dimension: kept original indices}}; needs no graph."""
     before = before or {}
     tensors = _named_tensors(model)
-    places = {(name, dim): _places(tensors, name, dim, kept, before.get(name, {}).get(dim))
-              for name, dims in after.items() for dim, kept in dims.items()}
+    # By tensor: a tied one has several names.
+    places: dict[int, dict[int, Tensor]] = {}
+    for name, dims in after.items():
+        for dim, kept in dims.items():
+            place = _places(tensors, name, dim, kept, before.get(name, {}).get(dim))
+            if len(place) < tensors[name].shape[dim]:
+                places.setdefault(id(tensors[name]), {})[dim] = place
     with Transaction(model), torch.no_grad():
-        done: set[tuple[int, int]] = set()
-        # Whole rows are the quickest to copy, so they go first; then the rest is smaller.
-        for (name, dim), place in sorted(places.items(), key=lambda item: item[0][1]):
-            tensor = tensors[name]
-            if (id(tensor), dim) in done or len(place) == tensor.shape[dim]:
-                continue
-            done.add((id(tensor), dim))  # a tied tensor has several names
-            tensor.data = _taken(tensor.data, dim, place.to(tensor.device))
+        for tensor in {id(t): t for t in tensors.values() if id(t) in places}.values():
+            tensor.data = _taken(tensor.data, places[id(tensor)])
             tensor.grad = None
-        for module_name in {layer_of(name) for name, _ in places}:
+        for module_name in {layer_of(name) for name in after}:
             dims = {**after.get(f"{module_name}.weight", {}), **after.get(
                 f"{module_name}.{_MASKED}", {})}
             _refresh(model.get_submodule(module_name), is_narrower=1 in dims)
@@ -130,12 +130,23 @@ def _places(tensors: Mapping[str, Tensor], name: str, dim: int, kept: Tensor,
     return alive.nonzero().flatten()
 
 
-def _taken(data: Tensor, dim: int, places: Tensor) -> Tensor:
-    """index_select that lays pictures' weights out in memory as they were."""
-    taken = data.index_select(dim, places)
+def _taken(data: Tensor, places: Mapping[int, Tensor]) -> Tensor:
+    """The places of some dimensions; pictures' weights lie in memory as they did before."""
     is_channels_last = data.dim() == 4 and not data.is_contiguous() and data.is_contiguous(
         memory_format=torch.channels_last)
-    return taken.contiguous(memory_format=torch.channels_last) if is_channels_last else taken
+    left = {dim: place.to(data.device) for dim, place in sorted(places.items())}
+    if left.keys() >= {0, 1} and data.is_contiguous() and data[0, 0].numel() >= _LARGE_KERNEL:
+        data = _rows_and_columns(data, left.pop(0), left.pop(1))
+    for dim, place in left.items():
+        data = data.index_select(dim, place)
+    return data.contiguous(memory_format=torch.channels_last) if is_channels_last else data
+
+
+def _rows_and_columns(data: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Both in one copy: two thirds of the time of one after the other."""
+    flat = (rows[:, None] * data.shape[1] + columns).flatten()
+    taken = data.flatten(0, 1).index_select(0, flat)
+    return taken.view(len(rows), len(columns), *data.shape[2:])
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

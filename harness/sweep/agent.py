@@ -82,7 +82,7 @@ class Agent:
         self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
         config = self.study.config
         self._space = Space(config.space, config.sampler.name, config.sampler.seed,
-                            config.sampler.n_startup_trials)
+                            config.sampler.n_startup_trials, config.enqueue)
         self._deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
 
     @contextmanager

@@ -15,6 +15,7 @@ from harness.checkpoint import save_pruned
 from harness.comparison_view import build
 from harness.config import Study, apply, short, to_yaml
 from harness.engine.cost import Cost
+from harness.experiment import stages
 from harness.journal import Journal
 from harness.store import write_whole
 from harness.sweep.agent import Agent, Control
@@ -257,16 +258,24 @@ def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
     metrics = {"epochs_run": float(effort.run), "epochs_naive": float(effort.naive),
                "epochs_saved_factor": effort.saved,
                "epochs_saved_factor_with_baselines": effort.saved_with_baselines,
-               "settings_finished": float(outcome.settings_finished)}
+               "settings_finished": float(outcome.settings_finished),
+               "stages_made_again": float(_made_again(agent))}
     if best is not None:
         metrics |= {"champion_val_accuracy": best.accuracy, "champion_flops_share": best.share,
                     "champion_test_accuracy": float(best.test_accuracy or 0.0)}
-    journal.summary(metrics, _ended_ms(agent))
+    journal.latest(metrics, _ended_ms(agent))
     agent.tracker.set_tags(agent.run_id, {"view": outcome.view, "champion.weights": outcome.weights,
                                           "champion.model": outcome.model})
     folder = Path(agent.home) / "studies" / agent.study_id
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "outcome.json", json.dumps(outcome.as_json(), indent=1).encode())
+
+
+def _made_again(agent: Agent) -> int:
+    """Stages of the study that were made more than once: none, unless the store lost some."""
+    times = stages(agent.home).times_made()
+    keys = {key for _, result in agent.ledger.results() for key in result.epochs}
+    return sum(times[key] - 1 for key in keys if times[key] > 1)
 
 
 def _ended_ms(agent: Agent) -> int:

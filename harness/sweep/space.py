@@ -3,7 +3,7 @@ that was interrupted goes on as if it had not been."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from random import Random
@@ -11,7 +11,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    BruteForceSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial
 
 Settings = dict[str, Any]
@@ -20,12 +27,16 @@ DUPLICATES_IN_A_ROW = 5  # then something new is drawn at random
 
 @dataclass(frozen=True)
 class Space:
-    """Ladders of values by config path, and how to climb them."""
+    """Ladders of values by config path, and how to climb them.
+
+    enqueued: settings of the first suggestions; what one leaves out is suggested.
+    """
 
     ladders: Mapping[str, Sequence[Any]]
     sampler: str
     seed: int
     startup: int
+    enqueued: Sequence[Settings] = ()
 
     @property
     def size(self) -> int:
@@ -44,24 +55,35 @@ class Space:
         """
         text = f"{name}/{self.seed}/{begun.number}"
         seed = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
-        study.sampler = (_Given(self._unseen(seen, seed)) if repeats >= DUPLICATES_IN_A_ROW
-                         else _sampler(self.sampler, seed, self.startup))
+        study.sampler = self._sampler(begun.number, seed, seen, repeats)
         trial = optuna.Trial(study, begun._trial_id)
         for path, ladder in self.ladders.items():
             trial.suggest_categorical(path, list(ladder))
         return trial
 
-    def _unseen(self, seen: Sequence[Settings], seed: int) -> Settings:
+    def _sampler(self, number: int, seed: int, seen: Sequence[Settings], repeats: int,
+                 ) -> BaseSampler:
+        if number < len(self.enqueued):
+            usual = _SAMPLERS.get(self.sampler, _SAMPLERS["random"])(seed, self.startup)
+            return _Given(self.enqueued[number], usual)
+        if repeats >= DUPLICATES_IN_A_ROW:
+            return _Given(Random(seed).choice(self._unseen(seen)), RandomSampler())
+        if self.sampler == "grid":
+            return _Given((self._unseen(seen) or seen)[0], RandomSampler())
+        return _SAMPLERS[self.sampler](seed, self.startup)
+
+    def _unseen(self, seen: Sequence[Settings]) -> list[Settings]:
+        """All settings that were not tried, in the order of the ladders."""
         tried = {same(s) for s in seen}
         every = (dict(zip(self.ladders, values)) for values in product(*self.ladders.values()))
-        return Random(seed).choice([s for s in every if same(s) not in tried])
+        return [s for s in every if same(s) not in tried]
 
 
 class _Given(BaseSampler):
-    """Suggests settings that are known."""
+    """Suggests settings that are known, and by another sampler what they leave out."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, usual: BaseSampler) -> None:
+        self._settings, self._usual = settings, usual
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial,
                                     ) -> dict[str, BaseDistribution]:
@@ -73,7 +95,9 @@ class _Given(BaseSampler):
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str,
                            param_distribution: BaseDistribution) -> Any:
-        return self._settings[param_name]
+        if param_name in self._settings:
+            return self._settings[param_name]
+        return self._usual.sample_independent(study, trial, param_name, param_distribution)
 
 
 def same(settings: Mapping[str, Any]) -> str:
@@ -81,7 +105,9 @@ def same(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _sampler(name: str, seed: int, startup: int) -> BaseSampler:
-    if name == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, n_startup_trials=startup)
+_SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
+    "tpe": lambda seed, startup: TPESampler(seed=seed, n_startup_trials=startup),
+    "random": lambda seed, startup: RandomSampler(seed=seed),
+    "brute": lambda seed, startup: BruteForceSampler(seed=seed),
+    "gp": lambda seed, startup: GPSampler(seed=seed, n_startup_trials=startup),
+    "nsga2": lambda seed, startup: NSGAIISampler(seed=seed)}

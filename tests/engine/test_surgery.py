@@ -237,3 +237,22 @@ def test_a_plan_is_replayed_from_indices_alone() -> None:
     cut_parameters(fresh, plan.parameters)
     fresh.load_state_dict(model.state_dict())
     torch.testing.assert_close(run(fresh, as_tuple(example)), run(model, as_tuple(example)))
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1, 1), (6, 5, 3, 3), (6, 5, 2, 2, 2), (6, 5, 9)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "turned"])
+def test_rows_and_columns_that_go_at_once_are_those_that_go_in_turn(shape: tuple[int, ...],
+                                                                    layout: str) -> None:
+    """Whatever the size of a kernel and the order in memory; numpy takes them one after another."""
+    model = nn.Module()
+    data = torch.randn(shape)
+    if layout == "channels last" and len(shape) == 4:
+        data = data.contiguous(memory_format=torch.channels_last)
+    if layout == "turned":
+        data = data.transpose(0, 1).contiguous().transpose(0, 1)
+    model.weight = nn.Parameter(data)
+    rows, columns = torch.tensor([0, 2, 3, 5]), torch.tensor([1, 4])
+    expected = data.numpy()[rows.numpy()][:, columns.numpy()]
+    cut_parameters(model, {"weight": {0: rows, 1: columns}})
+    assert model.weight.shape == expected.shape
+    assert (model.weight.detach().numpy() == expected).all()

@@ -1,6 +1,7 @@
 """One whole tiny study that nothing disturbed, walked once and looked at by many tests."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from harness.config import RunConfig, Study
 from harness.data import Data
 from harness.experiment import Experiment, Trial
 from harness.sweep.outcome import Outcome
+from sweep.desk import Desk
 
 
 @dataclass
@@ -61,3 +63,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
         found.outcome, is_new = found.machine.conduct(study)
     assert is_new
     return found
+
+
+@pytest.fixture(scope="session")
+def study() -> Study:
+    """What is suggested does not depend on what is finished when it is asked for."""
+    return tiny.study(trials=6, sampler={"name": "random", "seed": 11})
+
+
+@pytest.fixture(scope="session")
+def alone(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What one agent finds that nothing disturbs."""
+    return tiny.Machine(tmp_path_factory.mktemp("alone")).conduct(study)[0]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, study: Study) -> Desk:
+    return Desk(tmp_path, study)

@@ -2,94 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
-import pytest
-import tiny
-from mlflow import MlflowClient
-
-from harness.config import Study
 from harness.sweep.outcome import Outcome
-from harness.sweep.place import Place, study_id
 from harness.sweep.progress import progress
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def study() -> Study:
-    """What is suggested does not depend on what is finished when it is asked for."""
-    return tiny.study(trials=6, sampler={"name": "random", "seed": 11})
-
-
-@pytest.fixture(scope="module")
-def alone(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return tiny.Machine(tmp_path_factory.mktemp("alone")).conduct(study)[0]
-
-
-class Desk:
-    """A folder with the study's files, and commands typed there."""
-
-    def __init__(self, folder: Path, study: Study) -> None:
-        self.folder, self.study = folder, study
-        tiny.write(study, folder)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "HARNESS"))}
-        self.environment = {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-
-    def start(self, *words: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen([sys.executable, "-m", "harness", *words], cwd=self.folder,
-                                env=self.environment, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
-
-    @property
-    def place(self) -> Place:
-        return Place.at(self.folder / "runs")
-
-    def agents(self) -> list[int]:
-        """Processes that are at work on a trial."""
-        holders = self.place.claims(study_id(self.study)).holders()
-        return [holder.pid for claim, holder in holders.items() if claim.startswith("trial-")]
-
-    def wait_for(self, what: Callable[[], object], process: "subprocess.Popen[str]") -> None:
-        end = time.monotonic() + 240
-        while not what():
-            assert time.monotonic() < end, "it takes too long"
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.05)
-
-    def outcome(self) -> Outcome:
-        facts = self.place.ledger(study_id(self.study)).get("outcome")
-        assert facts is not None
-        return Outcome.from_json(facts)
-
-    def check(self, alone: Outcome) -> None:
-        """The study is as if one agent had worked undisturbed, and MLflow has each run once."""
-        found, wanted = tiny.found(self.outcome()), tiny.found(alone)
-        assert found == wanted
-        ledger = self.place.ledger(study_id(self.study))
-        assert all(t.state.name == "COMPLETE" for t in ledger.trials())
-        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name("tiny")
-        assert experiment is not None
-        runs = client.search_runs([experiment.experiment_id])
-        assert {run.info.status for run in runs} == {"FINISHED"}
-        names = sorted(run.info.run_name for run in runs)
-        trials = [f"trial {t.number}" for t in ledger.settings()]
-        assert names == sorted(["baseline", "control l1", "control random", self.outcome().study_id,
-                                *trials])
-        for run in runs:
-            for key in set(run.data.metrics) - {"val_accuracy_of_model", "macs_of_model"}:
-                steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
-                assert steps == sorted(set(steps)), f"{run.info.run_name}: {key} has a step twice"
-
-
-@pytest.fixture
-def desk(tmp_path: Path, study: Study) -> Desk:
-    return Desk(tmp_path, study)
+from sweep.desk import Desk
 
 
 def test_three_agents_find_what_one_finds_to_the_bit(desk: Desk, alone: Outcome) -> None:

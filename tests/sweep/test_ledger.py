@@ -4,13 +4,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.errors import StudyError
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.results import Final, Result
+from harness.sweep.space import Space
 from harness.sweep.storage import default_url, open_study, study_names, told
 
 FOUND = Result((Final(1, "k", 0.75, 10, 5, 2, 50.0),), "met", True, 1, 0, 1.0, {"k": 1})
@@ -27,10 +28,12 @@ def again(home: Path) -> Ledger:
 
 
 def begin(ledger: Ledger, value: int) -> optuna.Trial:
-    ledger.study.enqueue_trial({"a": value})
-    trial = ledger.study.ask({"a": CategoricalDistribution([1, 2, 3])})
-    ledger.begin(trial, len(ledger.trials()))
-    return trial
+    return settle(ledger, ledger.begin(), value)
+
+
+def settle(ledger: Ledger, begun: FrozenTrial, value: int) -> optuna.Trial:
+    space = Space({"a": [1, 2, 3]}, "random", 0, 0, [{"a": value}] * 9)
+    return space.suggest(ledger.study, begun, "s", [], 0)
 
 
 def test_what_is_written_another_process_reads(ledger: Ledger, tmp_path: Path) -> None:
@@ -44,8 +47,10 @@ def test_what_is_written_another_process_reads(ledger: Ledger, tmp_path: Path) -
     assert result == FOUND
     assert other.get("fact") == {"of": ["the", "study"]}
     assert other.get("nothing", 3) == 3
-    assert other.earlier({"a": 1}) is not None
-    assert other.earlier({"a": 2}) is None
+    assert other.earlier(begin(other, 2)) is None
+    same = other.earlier(begin(other, 1))
+    assert same is not None
+    assert ordinal_of(same) == 0
 
 
 def test_an_abandoned_trial_keeps_its_settings_and_its_number(ledger: Ledger, tmp_path: Path,
@@ -53,20 +58,33 @@ def test_an_abandoned_trial_keeps_its_settings_and_its_number(ledger: Ledger, tm
     ledger.finish(begin(ledger, 1), FOUND, "flops", 0.0)
     begin(ledger, 2).set_user_attr("run_id", "r")
     other = again(tmp_path)
-    found = other.abandoned()
-    assert found is not None
+    found, = other.unfinished()
     assert (ordinal_of(found), found.params, found.user_attrs["run_id"]) == (1, {"a": 2}, "r")
-    other.finish(found, FOUND, "flops", 0.0)
-    assert other.abandoned() is None
-    assert len(other.results()) == 2
+    assert not ledger.is_finished(found)
+    other.finish(settle(other, found, 3), FOUND, "flops", 0.0)
+    assert ledger.is_finished(found)
+    assert other.unfinished() == []
+    assert [t.params for t, _ in other.results()] == [{"a": 1}, {"a": 2}]
 
 
-def test_what_died_before_it_had_a_number_never_was(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.study.ask({"a": CategoricalDistribution([1])})
+def test_what_died_before_it_had_settings_gets_them_from_who_takes_it(ledger: Ledger,
+                                                                      tmp_path: Path) -> None:
+    ledger.begin()
     other = again(tmp_path)
-    other.sweep_up()
-    assert other.trials() == []
-    assert [t.state for t in other.study.trials] == [TrialState.FAIL]
+    found, = other.unfinished()
+    assert found.params == {}
+    assert settle(other, found, 2).params == {"a": 2}
+
+
+def test_telling_a_trial_twice_is_telling_it_once(ledger: Ledger) -> None:
+    """The storage wrote it, and its answer was lost on its way."""
+    trial = begin(ledger, 1)
+    ledger.finish(trial, FOUND, "flops", 0.0)
+    ledger._tell(trial, 0.75)
+    (found, _), = ledger.results()
+    assert found.value == 0.75
+    with pytest.raises((UpdateFinishedTrialError, ValueError)):
+        ledger._tell(trial, None)
 
 
 def test_tries_are_counted_but_not_those_that_were_handed_back(ledger: Ledger) -> None:
@@ -82,16 +100,33 @@ def test_a_duplicate_ends_as_the_first_did_and_is_no_setting(ledger: Ledger) -> 
     failed = begin(ledger, 2)
     ledger.fail(failed, "no reason")
     for value, state in ((1, TrialState.COMPLETE), (2, TrialState.FAIL)):
-        earlier = ledger.earlier({"a": value})
+        copy = begin(ledger, value)
+        earlier = ledger.earlier(copy)
         assert earlier is not None
-        ledger.copy(begin(ledger, value), earlier)
+        ledger.copy(copy, earlier)
         last = ledger.trials()[-1]
         assert (last.state, last.value, last.constraints) == (
             state, earlier.value, earlier.constraints)
     assert [ordinal_of(t) for t in ledger.originals()] == [0, 1]
-    assert ledger.repeats() == 2
+    assert ledger.before(4) == ([{"a": 1}, {"a": 2}], 2)
     begin(ledger, 3)
-    assert ledger.repeats() == 0
+    assert ledger.before(5) == ([{"a": 1}, {"a": 2}, {"a": 3}], 0)
+
+
+def test_a_duplicate_of_a_trial_at_work_waits_for_it(ledger: Ledger) -> None:
+    first, copy = begin(ledger, 1), begin(ledger, 1)
+    earlier = ledger.earlier(copy)
+    assert earlier is not None
+    ledger.copy(copy, earlier)
+    assert [ordinal_of(t) for t in ledger.unfinished()] == [0]
+    assert [ordinal_of(t) for t in ledger.settings()] == [0]
+    ledger.finish(first, FOUND, "flops", 0.5)
+    waiting, = ledger.unfinished()
+    assert ordinal_of(waiting) == 1
+    again = ledger.earlier(settle(ledger, waiting, 1))
+    assert again is not None
+    ledger.copy(copy, again)
+    assert (ledger.trials()[1].state, ledger.trials()[1].value) == (TrialState.COMPLETE, 0.75)
 
 
 # --- the storage ----------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 """Suggestions depend on the study's name, the seed and what was found; on nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
 
-from harness.sweep.space import DUPLICATES_IN_A_ROW, Space, same
+from harness.sweep.space import DUPLICATES_IN_A_ROW, Settings, Space, same
 
 LADDERS: Mapping[str, list[Any]] = {"a": [1, 2, 4, 8], "b": ["x", "y", None], "c": [0.1, True]}
 
@@ -20,21 +19,28 @@ def study() -> optuna.Study:
     return optuna.create_study(direction="maximize")
 
 
+def suggest(space: Space, book: optuna.Study, name: str = "s", seen: Sequence[Settings] = (),
+            repeats: int = 0) -> optuna.Trial:
+    """The book's next."""
+    begun = book.get_trials()[book.ask().number]
+    return space.suggest(book, begun, name, seen, repeats)
+
+
 def suggestions(space: Space, count: int, *, name: str = "s", dying: bool = False,
                 ) -> list[Mapping[str, Any]]:
-    """With a value that depends on the settings; dying: every other trial is lost once."""
-    book, found = study(), list[Mapping[str, Any]]()
-    for ordinal in range(count):
-        if dying and ordinal % 2:
-            lost = space.ask(book, name, ordinal, [], 0)
-            book.tell(lost, state=TrialState.FAIL)
-        trial = space.ask(book, name, ordinal, [], 0)
+    """With a value that depends on the settings; dying: every other asker dies, another goes on."""
+    book, found = study(), list[Settings]()
+    for _ in range(count):
+        trial = suggest(space, book, name, found)
+        if dying and trial.number % 2:
+            begun = book.get_trials()[trial.number]
+            trial = space.suggest(book, begun, name, found, 0)
         found.append(trial.params)
         book.tell(trial, trial.params["a"] - len(str(trial.params["b"])))
-    return found
+    return list(found)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "brute", "nsga2", "gp"])
 def test_the_same_study_makes_the_same_suggestions(sampler: str) -> None:
     straight = suggestions(space(sampler), 10)
     assert straight == suggestions(space(sampler), 10)
@@ -44,9 +50,38 @@ def test_the_same_study_makes_the_same_suggestions(sampler: str) -> None:
     assert len({same(p) for p in straight}) >= 5, "one suggestion is as the other"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_suggestion_that_was_lost_is_made_again(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "brute"])
+def test_a_suggestion_whose_asker_died_stays(sampler: str) -> None:
     assert suggestions(space(sampler), 10) == suggestions(space(sampler), 10, dying=True)
+
+
+def test_settings_that_an_asker_had_only_begun_to_write_are_completed_as_they_would_have_been(
+        ) -> None:
+    whole = suggest(space("random"), study()).params
+    book = study()
+    begun = book.get_trials()[book.ask().number]
+    dead = Space({"a": LADDERS["a"]}, "random", 0, 3).suggest(book, begun, "s", [], 0)
+    assert dead.params == {"a": whole["a"]}
+    assert space("random").suggest(book, begun, "s", [], 0).params == whole
+
+
+def test_a_grid_goes_through_the_ladders_in_order() -> None:
+    every = [{"a": a, "b": b, "c": c} for a in LADDERS["a"] for b in LADDERS["b"]
+             for c in LADDERS["c"]]
+    assert suggestions(space("grid"), 24) == every
+
+
+def test_brute_force_tries_everything_once() -> None:
+    assert len({same(p) for p in suggestions(space("brute"), 24)}) == 24
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_what_is_enqueued_comes_first_and_what_it_leaves_out_is_suggested(sampler: str) -> None:
+    enqueued = [{"a": 8, "b": None, "c": True}, {"b": "y"}]
+    found = suggestions(Space(LADDERS, sampler, 0, 3, enqueued), 3)
+    assert found[0] == enqueued[0]
+    assert found[1]["b"] == "y"
+    assert found[1]["a"] in LADDERS["a"]
 
 
 def test_tpe_learns_where_random_does_not() -> None:
@@ -65,18 +100,8 @@ def test_after_several_duplicates_something_new_is_drawn() -> None:
              for c in LADDERS["c"]]
     for left in every[::5]:
         seen = [s for s in every if s != left]
-        trial = space().ask(study(), "s", 7, seen, DUPLICATES_IN_A_ROW)
+        trial = suggest(space(), study(), "s", seen, DUPLICATES_IN_A_ROW)
         assert trial.params == left
-
-
-def test_a_draw_that_was_lost_before_it_was_taken_does_not_come_twice() -> None:
-    """A process that died between the two leaves a trial that waits."""
-    book, seen = study(), [{"a": 1, "b": "x", "c": 0.1}]
-    expected = space().ask(study(), "s", 7, seen, DUPLICATES_IN_A_ROW).params
-    book.enqueue_trial(expected)
-    trial = space().ask(book, "s", 7, seen, DUPLICATES_IN_A_ROW)
-    assert trial.params == expected
-    assert not book.get_trials(states=(TrialState.WAITING,))
 
 
 def test_the_order_of_keys_does_not_matter_when_settings_are_compared() -> None:

@@ -1,0 +1,128 @@
+"""Trials that share work, against trials that do not: a fixed list of forty settings on digits.
+
+`python -m benchmarks.sharing` walks the list as one study with one agent, as another with three,
+and every setting alone, without a store and with a baseline of its own. Epochs are counted, not
+timed, and every setting's weights are compared to the bit.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from harness.config import Known, RunConfig, Study, StudyConfig, apply, load_run, to_yaml
+from harness.experiment import Experiment, known_names, stages
+from harness.store import NoStore
+from harness.sweep.conclude import checksum
+from harness.sweep.ledger import ordinal_of
+from harness.sweep.place import Place, study_id
+from harness.sweep.results import effort_of
+
+LADDERS: dict[str, list[Any]] = {
+    "prune.filters_per_step": [24, 36, 48, 72], "retrain.epochs": [1, 2, 3],
+    "prune.floors.layer_min": [0.05, 0.1, 0.2, 0.3],
+    "prune.percentage": [20, 30, 40, 50, 60, 70, 80]}
+SMALL = {"model.width": 0.125, "data.size": 16, "baseline.epochs": 4, "finetune.epochs": 0}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A study that walked the list. weights: setting -> hash of its last network."""
+
+    agents: int
+    epochs: int
+    naive: int
+    baseline: int
+    saved: float
+    saved_with_baselines: float
+    made_again: int
+    weights: dict[int, str]
+
+
+def settings(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Different settings, drawn evenly."""
+    random, found = Random(seed), list[dict[str, Any]]()
+    while len(found) < count:
+        drawn = {key: random.choice(ladder) for key, ladder in LADDERS.items()}
+        if drawn not in found:
+            found.append(drawn)
+    return found
+
+
+def study_of(listed: Sequence[dict[str, Any]]) -> Study:
+    base = apply(load_run("vgg16_digits", known=Known(**known_names())), SMALL)
+    config = {"name": "sharing", "config": "sharing", "space": LADDERS, "controls": [],
+              "budget": {"flops": 0.9}, "enqueue": list(listed), "trials": len(listed),
+              "sampler": {"name": "random"}}
+    return Study(StudyConfig.model_validate(config), base, None)
+
+
+def shared(study: Study, folder: Path, agents: int) -> Shared:
+    """Walk the list in a home of its own."""
+    for kind, config in (("configs", study.base), ("studies", study.config)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / "sharing.yaml").write_text(to_yaml(config))
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-m", "harness", "study", "sharing", "--agents",
+                           str(agents)], cwd=folder, check=False, text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(root)})
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    place = Place.at(folder / "runs")
+    results = place.ledger(study_id(study)).results()
+    experiment = Experiment(study.base, stages(folder / "runs"))
+    effort = effort_of([r for _, r in results], len(experiment.baseline.epochs))
+    times = stages(folder / "runs").times_made()
+    keys = {key for _, result in results for key in result.epochs}
+    weights = {}
+    for trial, result in results:
+        stage = experiment.stage(result.last.key)
+        assert stage is not None, "the store let a stage go"
+        weights[ordinal_of(trial)] = checksum(stage)
+    return Shared(agents, effort.run, effort.naive, effort.baseline, effort.saved,
+                  effort.saved_with_baselines, sum(times[key] - 1 for key in keys), weights)
+
+
+def alone(base: RunConfig, given: dict[str, Any]) -> tuple[str, int]:
+    """(hash of the last network, epochs retrained) of one setting, without a store."""
+    config = apply(base, given)
+    trial = Experiment(config, NoStore()).trial(config)
+    return checksum(trial.final), sum(len(stage.epochs) for stage in trial.stages)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--agents", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    asked = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    listed = settings(asked.trials)
+    study = study_of(listed)
+    with tempfile.TemporaryDirectory() as place:
+        walks = [shared(study, Path(place) / str(n), n) for n in asked.agents]
+    found = [alone(study.base, given) for given in listed]
+    naive = sum(epochs for _, epochs in found)
+    for walk in walks:
+        equal = sum(walk.weights[n] == weights for n, (weights, _) in enumerate(found))
+        print(f"{walk.agents} agents: {walk.epochs} epochs retrained, {naive} without sharing "
+              f"({naive / walk.epochs:.2f}x; {walk.saved_with_baselines:.2f}x with a baseline "
+              f"each); {walk.made_again} stages made twice; weights equal to those of the setting "
+              f"alone in {equal} of {len(listed)}", flush=True)
+    print(machine.line(machine.facts()))
+    if asked.out:
+        asked.out.write_text(json.dumps({"walks": [vars(w) for w in walks], "naive": naive}))
+
+
+if __name__ == "__main__":
+    main()

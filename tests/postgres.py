@@ -1,0 +1,73 @@
+"""A PostgreSQL server of the tests' own: on a free loopback port, in a temporary folder."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+UNPRIVILEGED = "nobody"  # initdb refuses root
+
+
+def program(name: str) -> str | None:
+    """Where a server program is: on the path, or where Debian and Red Hat put it."""
+    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True),
+              *sorted(Path("/usr").glob("pgsql-*/bin"), reverse=True)]
+    return shutil.which(name) or next(
+        (str(place / name) for place in places if (place / name).exists()), None)
+
+
+def is_installed() -> bool:
+    return program("initdb") is not None and program("pg_ctl") is not None
+
+
+class Server:
+    """Started when made; `restart` interrupts every session, `stop` leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="harness-postgres-"))
+        if os.getuid() == 0:
+            user = pwd.getpwnam(UNPRIVILEGED)
+            os.chown(self.folder, user.pw_uid, user.pw_gid)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._run("initdb", "--username=tester", "--auth=trust", "--no-sync", "--locale=C",
+                  "--encoding=UTF8", "-D", str(self.folder / "data"))
+        self._start()
+
+    def url(self, database: str) -> str:
+        """Of a fresh database, made here."""
+        self._run("createdb", "--host=127.0.0.1", f"--port={self.port}", "--username=tester",
+                  database)
+        return f"postgresql+psycopg://tester@127.0.0.1:{self.port}/{database}"
+
+    def restart(self) -> None:
+        """As after a crash of the machine: every session is cut."""
+        self._run("pg_ctl", "stop", "-D", str(self.folder / "data"), "-m", "immediate")
+        self._start()
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-D", str(self.folder / "data"), "-m", "immediate")
+        shutil.rmtree(self.folder)
+
+    def _start(self) -> None:
+        self._run("pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-l",
+                  str(self.folder / "log"), "-o",
+                  f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off "
+                  f"-c unix_socket_directories={self.folder}")
+
+    def _run(self, name: str, *words: str) -> None:
+        found = program(name)
+        assert found is not None, f"{name} is not installed"
+        user = {"user": UNPRIVILEGED, "group": pwd.getpwnam(UNPRIVILEGED).pw_gid,
+                "extra_groups": []} if os.getuid() == 0 else {}
+        # Files, not pipes: the server would keep a pipe open for as long as it lives.
+        with (tempfile.TemporaryFile() as said):
+            done = subprocess.run([found, *words], cwd=self.folder, stdin=subprocess.DEVNULL,
+                                  stdout=said, stderr=said, check=False, timeout=120,
+                                  **user)  # type: ignore[call-overload]
+            said.seek(0)
+            assert done.returncode == 0, f"{name}: {said.read().decode()}"

@@ -1,0 +1,142 @@
+"""A study on PostgreSQL, as agents of several machines share it: leases, outages, takeovers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import postgres
+import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from harness.config import Study
+from harness.sweep.outcome import Outcome
+from harness.sweep.place import study_id
+from harness.sweep.progress import progress
+from harness.sweep.storage import PatientStorage, open_study
+from sweep.desk import Desk
+
+pytestmark = pytest.mark.postgres
+NUMBERS = count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.Server]:
+    if not postgres.is_installed():
+        assert "HARNESS_NEEDS_POSTGRES" not in os.environ, "PostgreSQL is said to be here"
+        pytest.skip("PostgreSQL is not installed here")
+    found = postgres.Server()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, study: Study, server: postgres.Server) -> Desk:
+    return Desk(tmp_path, study, server.url(f"study{next(NUMBERS)}"), lease_s=3)
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_two_agents_that_start_at_once_on_a_fresh_database(shared: Desk, alone: Outcome) -> None:
+    one, two = shared.start("agent", "tiny"), shared.start("agent", "tiny")
+    for process in (one, two):
+        assert f"{study_id(shared.study)} is finished" in finish(process)
+    shared.check(alone)
+
+
+def test_an_agent_that_is_killed_loses_its_lease_and_nothing_else(shared: Desk, alone: Outcome,
+                                                                  ) -> None:
+    one = shared.start("agent", "tiny")
+    shared.wait_for(shared.agents, one)
+    shown = progress(shared.study, shared.place)
+    assert "last heartbeat" in shown.notes[0]
+    one.kill()
+    one.communicate()
+    finish(shared.start("study", "tiny"))
+    shared.check(alone)
+    assert max(t.user_attrs["tries"] for t in
+               shared.place.ledger(study_id(shared.study)).settings()) == 2
+
+
+def test_an_agent_that_sleeps_over_its_lease_leaves_its_trial_to_who_took_it(
+        shared: Desk, alone: Outcome) -> None:
+    one = shared.start("agent", "tiny")
+    shared.wait_for(shared.agents, one)
+    one.send_signal(signal.SIGSTOP)
+    two = shared.start("agent", "tiny")
+    said = finish(two)
+    assert "is finished" in said
+    one.send_signal(signal.SIGCONT)
+    assert "was taken over by another agent" in finish(one)
+    shared.check(alone)
+
+
+def test_the_database_is_restarted_in_the_middle(shared: Desk, alone: Outcome,
+                                                 server: postgres.Server) -> None:
+    process = shared.start("study", "tiny", "--agents", "2")
+    for _ in range(4):
+        shared.wait_for(shared.agents, process)
+        server.restart()
+        time.sleep(2)
+    said = finish(process)
+    assert "starting it again" not in said
+    shared.check(alone)
+
+
+def test_what_is_no_outage_is_not_waited_for(server: postgres.Server, tmp_path: Path) -> None:
+    storage = open_study("x", server.url("patience"), tmp_path)._storage
+    assert isinstance(storage, PatientStorage)
+    calls = []
+
+    class Inner:
+        def get_all_studies(self) -> None:
+            calls.append(1)
+            if len(calls) < 4:
+                raise OperationalError("select", {}, Exception("the server is away"))
+            raise StorageInternalError from ProgrammingError("select", {}, Exception("no table"))
+
+    storage.inner = Inner()  # type: ignore[attr-defined]
+    with pytest.raises(StorageInternalError):
+        storage.get_all_studies()
+    assert len(calls) == 4
+
+
+def test_mlflow_s_server_on_postgresql_goes_away_and_comes_back(
+        desk: Desk, alone: Outcome, server: postgres.Server) -> None:
+    """What is to be written meanwhile waits; the study does not fail."""
+    store = server.url(f"mlflow{next(NUMBERS)}")
+    port = server.port + 1
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers",
+               "1", "--port", str(port), "--artifacts-destination", str(desk.folder / "artifacts")]
+    quiet = {**desk.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    desk.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
+
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(command, cwd=desk.folder, env=quiet, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL, start_new_session=True, text=True)
+
+    def stop(running: "subprocess.Popen[str]") -> None:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+    running = start()
+    time.sleep(20)
+    process = desk.start("study", "tiny")
+    try:
+        desk.wait_for(desk.agents, process)
+        stop(running)
+        time.sleep(15)
+        running = start()
+        finish(process)
+        desk.check(alone)
+    finally:
+        stop(running)
