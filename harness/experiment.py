@@ -37,7 +37,7 @@ from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
-from harness.store import FolderStore, Store, key_of
+from harness.store import FolderStore, Hold, Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -250,9 +250,9 @@ class Experiment:
         return evaluate(self.model(stage), self.data.read_test()).accuracy
 
 
-def stages(home: FilePath) -> FolderStore:
-    """The stage store of a home, for the code as it is."""
-    return FolderStore(home / "stages", version=code_version())
+def stages(home: FilePath, hold: Hold | None = None) -> FolderStore:
+    """The stage store of a home, for the code as it is. hold: see FolderStore."""
+    return FolderStore(home / "stages", version=code_version(), hold=hold)
 
 
 def load_data(config: RunConfig) -> Data:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor
 from harness.errors import StoreError
 
 GIGABYTE = 10**9
+Hold = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,19 @@ class NoStore:
 
 
 class FolderStore:
-    """Stages in a folder, safe for several processes of one machine.
+    """Stages in a folder, safe for several processes.
 
-    version: of the code that makes stages; those of another version are not seen. It is no part of
-    the key, so that seeds, which come from keys, stay the same when code is only rearranged.
+    hold: how a stage is locked while it is made; by default by a file's lock, as is right for the
+    processes of one machine. version: of the code that makes stages; those of another version are
+    not seen. It is no part of the key, so that seeds, which come from keys, stay the same when code
+    is only rearranged.
     Raises StoreError if the folder cannot be made or a stage cannot be written (disk full).
     """
 
-    def __init__(self, root: Path, *, version: str = "any", cap_bytes: int = 10 * GIGABYTE) -> None:
+    def __init__(self, root: Path, *, version: str = "any", cap_bytes: int = 10 * GIGABYTE,
+                 hold: Hold | None = None) -> None:
         self.root, self._version, self._cap = root, version, cap_bytes
+        self._hold = hold or self._hold_file
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -123,6 +128,11 @@ class FolderStore:
     @contextmanager
     def making(self, key: str) -> Iterator[None]:
         """Hold the stage's lock; a second process waits here, then finds the stage made."""
+        with self._hold(key):
+            yield
+
+    @contextmanager
+    def _hold_file(self, key: str) -> Iterator[None]:
         path = self.root / f"{key}.lock"
         with ExitStack() as stack:
             try:

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
 from harness.config import RunConfig, Study, apply
@@ -30,7 +31,7 @@ from harness.errors import (
 )
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
-from harness.sweep.claims import Claim, Claims, holding
+from harness.sweep.claims import Claim, Claims, FileClaims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
 from harness.sweep.results import Result, result_of
@@ -96,7 +97,10 @@ class Agent:
 
         Raises HandedBack if the study is told to stop.
         """
-        self.experiment = Experiment(self.study.base, stages(self.home), self.screen)
+        # Where machines share a home, a file's lock would be held by a machine that sleeps.
+        hold = (None if isinstance(self.claims, FileClaims)
+                else lambda key: holding(self.claims, f"stage-{key}"))
+        self.experiment = Experiment(self.study.base, stages(self.home, hold), self.screen)
         self._check_budget()
         self._say_baseline()
         self.runs.baseline(self.experiment)
@@ -126,6 +130,10 @@ class Agent:
             trial, claim = taken
             try:
                 worked = self._attempt(trial, claim)
+            except (ClaimLost, UpdateFinishedTrialError):
+                number = ordinal_of(trial)
+                self.screen.message(f"trial {number} was taken over by another agent")
+                worked = None
             finally:
                 claim.release()
             if worked is None:
@@ -205,8 +213,7 @@ class Agent:
             with ending(self.tracker, run_id):
                 done = self._walk(run_id, config, claim)
         except ClaimLost:
-            self.screen.message(f"trial {ordinal} was taken over by another agent")
-            return None
+            raise
         except HandedBack:
             self.ledger.hand_back(trial)
             return None

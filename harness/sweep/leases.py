@@ -21,31 +21,29 @@ from sqlalchemy.exc import IntegrityError
 
 from harness.store import write_whole
 from harness.sweep.claims import Claim, Holder
+from harness.sweep.patience import patient
 
 LEASE_S = 60.0
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A row of the table. owner: '' where nobody holds it; count: of the changes so far."""
+    """A row of the table. token: of one taking of the claim; count: of its renewals."""
 
-    owner: str
+    token: str
     count: int
     holder: Holder
 
     def renewed(self) -> "Lease":
         return replace(self, count=self.count + 1, holder=replace(self.holder, beat=time.time()))
 
-    def freed(self) -> "Lease":
-        return replace(self, count=self.count + 1, owner="")
-
 
 class LeaseTable(Protocol):
-    """Where the leases of a study are written."""
+    """Where the leases of a study are written, while they are held."""
 
     def read(self) -> Mapping[str, Lease]: ...
 
-    def swap(self, name: str, before: Lease | None, after: Lease) -> bool:
+    def swap(self, name: str, before: Lease | None, after: Lease | None) -> bool:
         """Write `after` if the row still is `before` (None: there is none); in one piece."""
 
 
@@ -75,7 +73,6 @@ class LeaseClaims:
 
     table: LeaseTable
     lease_s: float = LEASE_S
-    _me: str = field(default_factory=lambda: uuid4().hex)
     _held: dict[str, _LeaseClaim] = field(default_factory=dict)
     _seen: dict[str, tuple[Lease, float]] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -84,12 +81,10 @@ class LeaseClaims:
     def take(self, name: str) -> Claim | None:
         with self._lock:
             before = self.table.read().get(name)
-            if name in self._held or (before and before.owner
-                                      and not self._is_stale(name, before)):
+            if name in self._held or (before and not self._is_stale(name, before)):
                 return None
-            now = time.monotonic()
-            lease = Lease(self._me, before.count + 1 if before else 0, Holder.here())
-            if not self.table.swap(name, before, lease):
+            now, lease = time.monotonic(), Lease(uuid4().hex, 0, Holder.here())
+            if not self._swap(name, before, lease):
                 return None
             self._held[name] = _LeaseClaim(name, lease, self, now)
             if self._thread is None:
@@ -98,15 +93,13 @@ class LeaseClaims:
             return self._held[name]
 
     def holders(self) -> Mapping[str, Holder]:
-        return {name: lease.holder for name, lease in self.table.read().items() if lease.owner}
+        return {name: lease.holder for name, lease in self.table.read().items()}
 
     def renew(self, claim: _LeaseClaim) -> None:
         """Show that this process lives; or learn that another has taken the claim over."""
         with self._lock:
             now, after = time.monotonic(), claim.lease.renewed()
-            # Written, too, if only the answer of the storage was lost on its way.
-            if (self.table.swap(claim.name, claim.lease, after)
-                    or self.table.read().get(claim.name) == after):
+            if self._swap(claim.name, claim.lease, after):
                 claim.lease, claim.verified = after, now
             else:
                 claim.is_lost = True
@@ -117,8 +110,12 @@ class LeaseClaims:
         with self._lock:
             if self._held.pop(claim.name, None) is claim:
                 with suppress(Exception):  # the storage is away: the lease ends by itself
-                    self.table.swap(claim.name, claim.lease, claim.lease.freed())
+                    self.table.swap(claim.name, claim.lease, None)
             claim.is_lost = True
+
+    def _swap(self, name: str, before: Lease | None, after: Lease) -> bool:
+        """Written, too, if only the answer of the storage was lost on its way."""
+        return self.table.swap(name, before, after) or self.table.read().get(name) == after
 
     def _is_stale(self, name: str, lease: Lease) -> bool:
         """Whether this process itself has seen the lease unchanged for longer than it lasts."""
@@ -141,10 +138,7 @@ class LeaseClaims:
 
 @dataclass
 class SqlLeases:
-    """A table of its own beside Optuna's in one database.
-
-    Raises SQLAlchemyError if the database is away.
-    """
+    """A table of its own beside Optuna's in one database, which is waited for while it is away."""
 
     engine: sql.Engine
     study: str
@@ -154,34 +148,37 @@ class SqlLeases:
             "harness_leases", sql.MetaData(),
             sql.Column("study", sql.String(255), primary_key=True),
             sql.Column("name", sql.String(255), primary_key=True),
-            sql.Column("owner", sql.String(32), nullable=False),
-            sql.Column("changes", sql.BigInteger, nullable=False),
+            sql.Column("token", sql.String(32), nullable=False),
+            sql.Column("renewals", sql.BigInteger, nullable=False),
             sql.Column("holder", sql.Text, nullable=False))
         self._table.create(self.engine, checkfirst=True)
 
+    @patient
     def read(self) -> Mapping[str, Lease]:
         table = self._table
         with self.engine.connect() as connection:
             rows = connection.execute(sql.select(table).where(table.c.study == self.study)).all()
-        return {row.name: Lease(row.owner, row.changes, Holder(**json.loads(row.holder)))
+        return {row.name: Lease(row.token, row.renewals, Holder(**json.loads(row.holder)))
                 for row in rows}
 
-    def swap(self, name: str, before: Lease | None, after: Lease) -> bool:
+    @patient
+    def swap(self, name: str, before: Lease | None, after: Lease | None) -> bool:
+        try:
+            with self.engine.begin() as connection:
+                return connection.execute(self._change(name, before, after)).rowcount == 1
+        except IntegrityError:  # another has inserted it
+            return False
+
+    def _change(self, name: str, before: Lease | None, after: Lease | None) -> sql.Executable:
         table = self._table
-        values = {"owner": after.owner, "changes": after.count,
-                  "holder": json.dumps(asdict(after.holder))}
-        with self.engine.begin() as connection:
-            if before is None:
-                try:
-                    connection.execute(table.insert().values(study=self.study, name=name, **values))
-                except IntegrityError:
-                    connection.rollback()
-                    return False
-                return True
-            changed = connection.execute(table.update().values(**values).where(
-                table.c.study == self.study, table.c.name == name, table.c.owner == before.owner,
-                table.c.changes == before.count))
-            return changed.rowcount == 1
+        values = {"token": after.token, "renewals": after.count,
+                  "holder": json.dumps(asdict(after.holder))} if after else {}
+        if before is None:
+            return table.insert().values(study=self.study, name=name, **values)
+        is_before = ((table.c.study == self.study) & (table.c.name == name)
+                     & (table.c.token == before.token) & (table.c.renewals == before.count))
+        return (table.update().where(is_before).values(**values) if after
+                else table.delete().where(is_before))
 
 
 @dataclass
@@ -198,10 +195,10 @@ class FolderLeases:
 
     def read(self) -> Mapping[str, Lease]:
         rows = json.loads(self.file.read_text() or "{}")  # empty: being made by another process
-        return {name: Lease(row["owner"], row["count"], Holder(**row["holder"]))
+        return {name: Lease(row["token"], row["count"], Holder(**row["holder"]))
                 for name, row in rows.items()}
 
-    def swap(self, name: str, before: Lease | None, after: Lease) -> bool:
+    def swap(self, name: str, before: Lease | None, after: Lease | None) -> bool:
         lock = JournalFileSymlinkLock(str(self.file))
         if not lock.acquire():
             return False
@@ -209,7 +206,9 @@ class FolderLeases:
             rows = dict(self.read())
             if rows.get(name) != before:
                 return False
-            rows[name] = after
+            rows.pop(name, None)
+            if after is not None:
+                rows[name] = after
             write_whole(self.file, json.dumps({n: asdict(row) for n, row in rows.items()}).encode())
             return True
         finally:

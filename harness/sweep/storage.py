@@ -7,31 +7,30 @@ contact with a fresh store is locked.
 
 import re
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import OptunaError, StorageInternalError
+from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from sqlalchemy import create_engine, event
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from harness.errors import StudyError
 from harness.store import locked
 from harness.sweep.claims import Claims, FileClaims
 from harness.sweep.leases import LEASE_S, FolderLeases, LeaseClaims, SqlLeases
+from harness.sweep.patience import patient
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 FAILURES = (SQLAlchemyError, OptunaError)
 REFUSALS = (*FAILURES, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError)
-_AWAY = (OperationalError, InterfaceError)
 SQLITE, JOURNAL = "sqlite:///", "journal:///"
-PATIENCE_S = 300.0  # for a database server that is away: a restart takes seconds, a move minutes
 
 
 def open_study(name: str, url: str, locks: Path) -> optuna.Study:
@@ -58,7 +57,7 @@ def open_claims(name: str, url: str, locks: Path, lease_s: float = LEASE_S) -> C
         if url.startswith(JOURNAL):
             return LeaseClaims(FolderLeases(_file(url).with_suffix(f".{name}.leases")), lease_s)
         with locked(locks / "optuna.lock"):
-            return LeaseClaims(SqlLeases(create_engine(url, pool_pre_ping=True), name), lease_s)
+            return LeaseClaims(SqlLeases(create_engine(url, **_server(url)), name), lease_s)
     except REFUSALS as error:
         raise _cannot_open(url, error) from error
 
@@ -98,9 +97,17 @@ def _storage(url: str) -> BaseStorage:
     if url.startswith(JOURNAL):
         _file(url).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(_file(url))))
-    storage: BaseStorage = PatientStorage(
-        get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True})))
+    storage: BaseStorage = PatientStorage(get_storage(RDBStorage(url, engine_kwargs=_server(url))))
     return storage
+
+
+def _server(url: str) -> dict[str, Any]:
+    """A connection a call: an agent at work on a trial holds none, so a thousand fit one server."""
+    arguments: dict[str, Any] = {"poolclass": NullPool}
+    if url.startswith("postgresql"):  # else a process that is stopped inside a call stops them all
+        timeout = "-c idle_in_transaction_session_timeout=20000"
+        arguments["connect_args"] = {"options": timeout}
+    return arguments
 
 
 def _sqlite(url: str) -> RDBStorage:
@@ -121,24 +128,12 @@ def _sqlite(url: str) -> RDBStorage:
 class _Waiting:
     """Delegates to a storage whose server may be restarted, and waits until it is back."""
 
-    def __init__(self, inner: BaseStorage, patience_s: float = PATIENCE_S) -> None:
-        self.inner, self.patience_s = inner, patience_s
+    def __init__(self, inner: BaseStorage) -> None:
+        self.inner = inner
 
 
 def _waiting(name: str) -> Callable[..., Any]:
-    def call(self: _Waiting, *given: Any, **more: Any) -> Any:
-        end, pause = time.monotonic() + self.patience_s, 0.1
-        while True:
-            try:
-                return getattr(self.inner, name)(*given, **more)
-            except (StorageInternalError, *_AWAY) as error:
-                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-                if not isinstance(cause, _AWAY) or time.monotonic() > end:
-                    raise
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
-
-    return call
+    return lambda self, *given, **more: patient(getattr(self.inner, name))(*given, **more)
 
 
 # Every public method of a storage, each the same: written out they would be two hundred lines.

@@ -207,7 +207,7 @@ def test_a_renewal_whose_answer_was_lost_is_a_renewal(table: Table) -> None:
     assert claim is not None
     swap = leases.swap
 
-    def deaf(name: str, before: Lease | None, after: Lease) -> bool:
+    def deaf(name: str, before: Lease | None, after: Lease | None) -> bool:
         swap(name, before, after)
         return False
 
@@ -224,7 +224,19 @@ def test_a_swap_that_comes_too_late_changes_nothing(table: Table) -> None:
     assert not two.swap("c", None, Lease("b", 0, Holder("y", 2, 2.0, 2.0)))
     assert two.swap("c", first, Lease("b", 1, Holder("y", 2, 2.0, 2.0)))
     assert not one.swap("c", first, Lease("a", 1, first.holder))
-    assert {name: (row.owner, row.count) for name, row in one.read().items()} == {"c": ("b", 1)}
+    assert {name: (row.token, row.count) for name, row in one.read().items()} == {"c": ("b", 1)}
+    assert not one.swap("c", first, None)
+    assert two.swap("c", one.read()["c"], None)
+    assert dict(one.read()) == {}
+
+
+def test_a_claim_whose_answer_was_lost_is_held(table: Table) -> None:
+    leases = table()
+    swap = leases.swap
+    leases.swap = lambda *given: swap(*given) and False  # type: ignore[method-assign]
+    claim = LeaseClaims(leases).take("trial-0")
+    assert claim is not None
+    assert claim.is_held()
 
 
 def test_leases_of_two_studies_are_apart(tmp_path: Path) -> None:

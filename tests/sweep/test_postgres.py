@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from urllib.request import urlopen
 
 import postgres
 import pytest
@@ -83,11 +85,14 @@ def test_an_agent_that_sleeps_over_its_lease_leaves_its_trial_to_who_took_it(
 def test_the_database_is_restarted_in_the_middle(shared: Desk, alone: Outcome,
                                                  server: postgres.Server) -> None:
     process = shared.start("study", "tiny", "--agents", "2")
-    for _ in range(4):
-        shared.wait_for(shared.agents, process)
-        server.restart()
-        time.sleep(2)
+    restarts = 0
+    while process.poll() is None:
+        if shared.agents():
+            server.restart()
+            restarts += 1
+        time.sleep(1.5)
     said = finish(process)
+    assert restarts >= 2
     assert "starting it again" not in said
     shared.check(alone)
 
@@ -128,8 +133,13 @@ def test_mlflow_s_server_on_postgresql_goes_away_and_comes_back(
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
 
+    def answers() -> bool:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as found:
+            return bool(found.status == 200)
+        return False
+
     running = start()
-    time.sleep(20)
+    desk.wait_for(answers, running)
     process = desk.start("study", "tiny")
     try:
         desk.wait_for(desk.agents, process)
