@@ -36,9 +36,9 @@ from harness.settings import (
 )
 
 __all__ = ["SHORT", "Known", "Mistake", "RunConfig", "Study", "StudyConfig", "Training", "apply",
-           "check_file", "differences", "every_file", "find", "fingerprint", "flat", "identity",
-           "load_run", "load_study", "reference", "run_from_text", "schema", "short", "tell",
-           "to_yaml"]
+           "check_file", "control_of", "differences", "every_file", "find", "fingerprint", "flat",
+           "identity", "load_run", "load_study", "reference", "run_from_text", "schema", "short",
+           "tell", "to_yaml"]
 
 Tree = dict[str, Any]
 SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
@@ -102,6 +102,9 @@ def load_study(name_or_path: str, *, profile: str | None = None, config: str | N
     wanted |= {} if trials is None else {"trials": trials}
     tree, no_profile = _with_profile(file.tree, profile)
     study, run, wrong = _overridden(tree, base.tree, wanted, known)
+    # A profile or an override may have taken a value from its ladder.
+    wrong += [m for m in _wrong_enqueued(_table(study.get("space")), study.get("enqueue"))
+              if m not in in_study]
     tell((file.place, in_study), (base.place, base.mistakes),
          (OVERRIDES, unread + no_profile + wrong))
     return Study(StudyConfig.model_validate(study), RunConfig.model_validate(run), profile or None)
@@ -143,6 +146,12 @@ def find(kind: str, name: str) -> Path:
 def every_file() -> list[str]:
     """Paths of all configurations and studies that have a name."""
     return [str(find(kind, name)) for kind in KINDS for name in _names(kind)]
+
+
+def control_of(base: RunConfig, criterion: str, settings: Mapping[str, Any]) -> RunConfig:
+    """The run with these settings by another criterion; options belong to the one they name."""
+    kept = {k: v for k, v in settings.items() if not k.startswith("prune.criterion")}
+    return apply(base, {**kept, "prune.criterion_options": {}, "prune.criterion": criterion})
 
 
 def identity(config: RunConfig | Study) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from harness import train as training
 from harness.analysis.costs import Account, Workload, account
 from harness.analysis.criterion_lab import Comparison, compare
 from harness.checkpoint import load_pruned
-from harness.config import Mistake, RunConfig, Study, apply, tell
+from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
 from harness.data import DATASETS, Data, load
 from harness.engine.cost import Cost
 from harness.engine.criteria import CRITERIA, Criterion, criterion_of
@@ -374,7 +374,7 @@ def _variants(study: Study) -> Iterator[RunConfig]:
     for values in product(*ladders.values()):
         yield apply(study.base, dict(zip(ladders, values)))
     for name in study.config.controls:
-        yield apply(study.base, {"prune.criterion": name, "prune.criterion_options": {}})
+        yield control_of(study.base, name, {})
 
 
 def _wrong_criterion(config: RunConfig) -> list[Mistake]:

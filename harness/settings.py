@@ -295,7 +295,7 @@ class Budget(Section):
 
 class Sampler(Section):
     name: Literal["tpe", "random", "grid", "brute", "gp", "nsga2"] = "tpe"
-    """Who suggests settings: Optuna's samplers; grid goes through the ladders in order."""
+    """Who suggests settings: Optuna's samplers, or all in order (grid) or at random (brute)."""
     seed: Natural = 0
     """Seed of the suggestions."""
     n_startup_trials: Natural = 5

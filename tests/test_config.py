@@ -333,6 +333,13 @@ def test_trials_and_base_run_can_be_given_by_the_caller(desk: Path) -> None:
     assert (study.config.trials, study.base.seed) == (7, 9)
 
 
+def test_an_enqueued_value_that_a_profile_takes_from_its_ladder_is_told(desk: Path) -> None:
+    text = STUDY + "enqueue: [{retrain.epochs: 2}]"
+    assert study_of(text).config.enqueue == [{"retrain.epochs": 2}]
+    with pytest.raises(ConfigError, match=r"enqueue.0.retrain.epochs: 2 is not on its ladder: 1\."):
+        study_of(text, profile="short")
+
+
 def test_unknown_profiles_say_the_nearest(desk: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown profile 'shrot'. Nearest: short"):
         study_of(STUDY, profile="shrot")
@@ -354,6 +361,9 @@ def test_unknown_profiles_say_the_nearest(desk: Path) -> None:
     ("set: {retrain.lr: 1}", "set.retrain.lr", "every trial sets it"),
     ("budget: {flops: 0}", "budget.flops", "0 must be > 0."),
     ("controls: [l1, ransom]", "controls.1", "unknown criterion 'ransom'. Nearest: random"),
+    ("enqueue: [{}, {retrain.lr: 9}]", "enqueue.1.retrain.lr", "9 is not on its ladder: "),
+    ("enqueue: [{retrain.rl: 1}]", "enqueue.0.retrain.rl", "Nearest: retrain.lr"),
+    ("enqueue: 3", "enqueue", "3 must be a list"),
     ("trails: 3", "trails", "Nearest: trials"),
     ("profiles: {a: {trails: 3}}", "profiles.a.trails", "Nearest: trials"),
     ("profiles: {a: {set: {seed: x}}}", "profiles.a.set.seed", "'x' must be a whole number."),

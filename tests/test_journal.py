@@ -47,6 +47,28 @@ def test_told_again_by_another_process_nothing_changes(tmp_path: Path) -> None:
     assert all(p.timestamp_ms == made[p.step] for p in run.points if p.key == "val_accuracy")
 
 
+def test_a_stage_that_is_made_again_leaves_the_points_that_were_written_first(tmp_path: Path,
+                                                                              ) -> None:
+    """It was lost from the store: the same network, but made at another time."""
+    _, tracker, run = walked(Experiment(tiny.run(), FolderStore(tmp_path / "one")))
+    before = dict(run.points)
+    again = Experiment(tiny.run(), FolderStore(tmp_path / "two"))
+    other = again.trial(again.config)
+    for step in other.steps:
+        step.stage.facts["made_ms"] += 5000  # type: ignore[index]
+    told(again, other, tracker, "run-1")
+    assert dict(run.points) == before
+
+
+def test_what_may_change_is_written_anew(tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    journal = Journal(tracker, open_run(tracker), Experiment(tiny.run(), NoStore()).whole)
+    journal.latest({"champion_val_accuracy": 0.5}, 1000)
+    journal.latest({"champion_val_accuracy": 0.6}, 2000)
+    points = [(p.timestamp_ms, p.value) for p in tracker.runs["run-1"].points]
+    assert points == [(1000, 0.5), (2000, 0.6)]
+
+
 def test_epochs_are_numbered_on_through_steps_and_fine_tune() -> None:
     experiment = Experiment(tiny.run(retrain__epochs=2, finetune__epochs=3), NoStore())
     trial, _, run = walked(experiment)

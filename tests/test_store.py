@@ -3,6 +3,8 @@
 import errno
 import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,25 @@ def test_stages_of_other_code_are_not_seen(tmp_path: Path) -> None:
     FolderStore(tmp_path, version="old").put("k", record())
     assert FolderStore(tmp_path, version="new").get("k") is None
     assert FolderStore(tmp_path, version="old").get("k") is not None
+
+
+def test_the_store_counts_how_often_a_stage_was_made(tmp_path: Path) -> None:
+    assert FolderStore(tmp_path).times_made() == {}
+    for key in ("a", "b", "a"):
+        FolderStore(tmp_path).put(key, record())
+    assert FolderStore(tmp_path).times_made() == {"a": 2, "b": 1}
+
+
+def test_a_stage_is_held_as_its_user_says(tmp_path: Path) -> None:
+    held: list[str] = []
+
+    @contextmanager
+    def hold(key: str) -> Iterator[None]:
+        held.append(key)
+        yield
+        held.append(f"{key} freed")
+
+    with FolderStore(tmp_path, hold=hold).making("k"):
+        assert held == ["k"]
+    assert held == ["k", "k freed"]
+    assert not (tmp_path / "k.lock").exists()

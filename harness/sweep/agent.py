@@ -19,7 +19,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
-from harness.config import RunConfig, Study, apply
+from harness.config import RunConfig, Study, apply, control_of
 from harness.console import Screen, TrialLine, count, percent
 from harness.errors import (
     ClaimLost,
@@ -206,9 +206,9 @@ class Agent:
         if not self.ledger.try_again(trial):
             return self._give_up(trial, "given up after 3 tries that were cut short")
         start = time.perf_counter()
-        config = apply(self.study.base, settings)
-        self.screen.trial(ordinal, named(settings), config.prune.percentage)
         try:
+            config = apply(self.study.base, settings)
+            self.screen.trial(ordinal, named(settings), config.prune.percentage)
             run_id = self.runs.trial(trial, config)
             with ending(self.tracker, run_id):
                 done = self._walk(run_id, config, claim)
@@ -281,10 +281,7 @@ class Agent:
                       ) -> dict[str, Any]:
         """The same walk with another criterion, down to the same MACs."""
         start = time.perf_counter()
-        # Options belong to the criterion that they were given for.
-        kept = {k: v for k, v in settings.items() if not k.startswith("prune.criterion")}
-        config = apply(self.study.base, {**kept, "prune.criterion_options": {},
-                                         "prune.criterion": name})
+        config = control_of(self.study.base, name, settings)
         number = len(self.ledger.trials()) + self.study.config.controls.index(name)
         self.screen.trial(number, {**named(settings), "criterion": name}, 100.0, role="control")
         run_id = self.runs.control(key, name, config, settings)

@@ -13,7 +13,6 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import (
     BaseSampler,
-    BruteForceSampler,
     GPSampler,
     NSGAIISampler,
     RandomSampler,
@@ -58,6 +57,9 @@ class Space:
         study.sampler = self._sampler(begun.number, seed, seen, repeats)
         trial = optuna.Trial(study, begun._trial_id)
         for path, ladder in self.ladders.items():
+            if path in begun.params and path not in trial.relative_params:
+                # Drawn by one who died: drawn again, so that the next are as his would have been.
+                study.sampler.sample_independent(study, begun, path, begun.distributions[path])
             trial.suggest_categorical(path, list(ladder))
         return trial
 
@@ -68,8 +70,10 @@ class Space:
             return _Given(self.enqueued[number], usual)
         if repeats >= DUPLICATES_IN_A_ROW:
             return _Given(Random(seed).choice(self._unseen(seen)), RandomSampler())
-        if self.sampler == "grid":
-            return _Given((self._unseen(seen) or seen)[0], RandomSampler())
+        if self.sampler in ("grid", "brute"):
+            left = self._unseen(seen) or list(seen)
+            return _Given(left[0] if self.sampler == "grid" else Random(seed).choice(left),
+                          RandomSampler())
         return _SAMPLERS[self.sampler](seed, self.startup)
 
     def _unseen(self, seen: Sequence[Settings]) -> list[Settings]:
@@ -108,6 +112,5 @@ def same(settings: Mapping[str, Any]) -> str:
 _SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
     "tpe": lambda seed, startup: TPESampler(seed=seed, n_startup_trials=startup),
     "random": lambda seed, startup: RandomSampler(seed=seed),
-    "brute": lambda seed, startup: BruteForceSampler(seed=seed),
     "gp": lambda seed, startup: GPSampler(seed=seed, n_startup_trials=startup),
     "nsga2": lambda seed, startup: NSGAIISampler(seed=seed)}

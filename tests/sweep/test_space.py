@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import FrozenTrial
 
 from harness.sweep.space import DUPLICATES_IN_A_ROW, Settings, Space, same
 
@@ -22,8 +23,12 @@ def study() -> optuna.Study:
 def suggest(space: Space, book: optuna.Study, name: str = "s", seen: Sequence[Settings] = (),
             repeats: int = 0) -> optuna.Trial:
     """The book's next."""
-    begun = book.get_trials()[book.ask().number]
-    return space.suggest(book, begun, name, seen, repeats)
+    return space.suggest(book, begun(book), name, seen, repeats)
+
+
+def begun(book: optuna.Study) -> FrozenTrial:
+    number = book.ask().number
+    return book.get_trials()[number]
 
 
 def suggestions(space: Space, count: int, *, name: str = "s", dying: bool = False,
@@ -33,8 +38,7 @@ def suggestions(space: Space, count: int, *, name: str = "s", dying: bool = Fals
     for _ in range(count):
         trial = suggest(space, book, name, found)
         if dying and trial.number % 2:
-            begun = book.get_trials()[trial.number]
-            trial = space.suggest(book, begun, name, found, 0)
+            trial = space.suggest(book, book.get_trials()[trial.number], name, found, 0)
         found.append(trial.params)
         book.tell(trial, trial.params["a"] - len(str(trial.params["b"])))
     return list(found)
@@ -59,10 +63,10 @@ def test_settings_that_an_asker_had_only_begun_to_write_are_completed_as_they_wo
         ) -> None:
     whole = suggest(space("random"), study()).params
     book = study()
-    begun = book.get_trials()[book.ask().number]
-    dead = Space({"a": LADDERS["a"]}, "random", 0, 3).suggest(book, begun, "s", [], 0)
+    asked = begun(book)
+    dead = Space({"a": LADDERS["a"]}, "random", 0, 3).suggest(book, asked, "s", [], 0)
     assert dead.params == {"a": whole["a"]}
-    assert space("random").suggest(book, begun, "s", [], 0).params == whole
+    assert space("random").suggest(book, book.get_trials()[0], "s", [], 0).params == whole
 
 
 def test_a_grid_goes_through_the_ladders_in_order() -> None:
