@@ -128,6 +128,8 @@ class Tracker(Protocol):
     ) -> str:
         """Keep a model that loads without our code; the module itself is left as it is.
 
+        A run has one model of a name and its tags: one that it has already is left as it is.
+
         Args:
             example: (N, ...) input; only its shape past N and its type matter.
             metrics: summaries to show beside the model; they join the run's.
@@ -324,6 +326,9 @@ class MlflowTracker:
 
         # What mlflow.pytorch.log_model does, without its active run, which would reopen this one.
         with _told(f"keep the model {name}"), tempfile.TemporaryDirectory() as folder:
+            before = self._model_of(run_id, name, _short_tags(tags or {}))
+            if before is not None:
+                return f"models:/{before.model_id}"
             params = self.client.get_run(run_id).data.params
             kept = self.client.create_logged_model(
                 self.experiment_id, name, run_id, _short_tags(tags or {}), params
@@ -345,6 +350,15 @@ class MlflowTracker:
             finally:
                 self.client.finalize_logged_model(kept.model_id, "READY" if finished else "FAILED")
         return f"models:/{kept.model_id}"
+
+    def _model_of(self, run_id: str, name: str, tags: Mapping[str, str]) -> LoggedModel | None:
+        """The whole model that the run has under this name and with these tags."""
+        found = self.client.search_logged_models(
+            [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{run_id}'"
+        )
+        return next(
+            (m for m in found if m.status == "READY" and tags.items() <= m.tags.items()), None
+        )
 
     def _log_model_metrics(self, run_id: str, model_id: str, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
@@ -547,6 +561,9 @@ class MemoryTracker:
         labels: Sequence[str] = (),
     ) -> str:
         self._run(run_id)
+        for uri, model in self.models.items():
+            if (model.run_id, model.name, model.tags) == (run_id, name, dict(tags or {})):
+                return uri
         kept = copy.deepcopy(module).cpu().eval()
         uri = f"models:/m-{len(self.models) + 1}"
         self.models[uri] = MemoryModel(

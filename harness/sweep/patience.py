@@ -6,12 +6,11 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 PATIENCE_S = 300.0
-_AWAY = (OperationalError, InterfaceError)
 
 
 def patient(call: Callable[P, T], patience_s: float = PATIENCE_S) -> Callable[P, T]:
@@ -26,11 +25,18 @@ def patient(call: Callable[P, T], patience_s: float = PATIENCE_S) -> Callable[P,
         while True:
             try:
                 return call(*given, **more)
-            except (StorageInternalError, *_AWAY) as error:
+            except (StorageInternalError, DBAPIError) as error:
                 cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-                if not isinstance(cause, _AWAY) or time.monotonic() > end:
+                if not _is_outage(cause) or time.monotonic() > end:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
     return again
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """No server, or one that has cut the session; not what is wrong with a statement."""
+    return (isinstance(error, OperationalError | InterfaceError)
+            or (isinstance(error, DBAPIError) and (error.connection_invalidated
+                                                  or "terminating connection" in str(error))))

@@ -29,10 +29,11 @@ class Desk:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "HARNESS"))}
         self.environment = {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
-    def start(self, *words: str) -> "subprocess.Popen[str]":
+    def start(self, *words: str, quiet: bool = False) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", "harness", *words, *self._where], cwd=self.folder,
-            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            env=self.environment, stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
 
     def agents(self) -> list[int]:
         """Processes that are at work on a trial."""

@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from harness.sweep.outcome import Outcome
 from harness.sweep.progress import progress
 from sweep.desk import Desk
@@ -28,6 +30,7 @@ def test_a_killed_agent_is_replaced_and_its_trial_goes_on(desk: Desk, alone: Out
     desk.check(alone)
 
 
+@pytest.mark.faults
 def test_agents_leave_a_killed_supervisor_and_the_study_goes_on(desk: Desk, alone: Outcome) -> None:
     process = desk.start("study", "tiny", "--agents", "2")
     desk.wait_for(desk.agents, process)
@@ -43,6 +46,7 @@ def test_agents_leave_a_killed_supervisor_and_the_study_goes_on(desk: Desk, alon
     desk.check(alone)
 
 
+@pytest.mark.faults
 def test_agents_that_join_and_leave_by_themselves_finish_the_study(desk: Desk, alone: Outcome,
                                                                    ) -> None:
     """Two at the same instant on a fresh store; one is terminated, one stopped for a while."""

@@ -23,7 +23,7 @@ from harness.sweep.progress import progress
 from harness.sweep.storage import PatientStorage, open_study
 from sweep.desk import Desk
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.postgres, pytest.mark.faults]
 NUMBERS = count()
 
 
