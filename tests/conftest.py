@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.register_assert_rewrite("sweep.desk")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Faults take minutes, and processes that are timed: they run when they are asked for."""

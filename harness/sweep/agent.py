@@ -176,7 +176,17 @@ class Agent:
                 and ended + at_work < self._space.size)
 
     def _suggest(self, begun: FrozenTrial) -> optuna.Trial:
-        """Its settings, be they new or not."""
+        """Its settings, be they new or not.
+
+        First those of trials before it whose asker died: what is a duplicate, and of which, must
+        not depend on who goes on with what first.
+        """
+        for trial in self.ledger.trials()[:ordinal_of(begun)]:
+            if len(trial.params) < len(self._space.ladders):
+                self._settings_of(trial)
+        return self._settings_of(begun)
+
+    def _settings_of(self, begun: FrozenTrial) -> optuna.Trial:
         seen, repeats = self.ledger.before(ordinal_of(begun))
         return self._space.suggest(self.ledger.study, begun, self.study_id, seen, repeats)
 

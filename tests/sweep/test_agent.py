@@ -14,7 +14,9 @@ from harness.engine.evidence import Evidence
 from harness.engine.graph import Group
 from harness.errors import StudyError
 from harness.experiment import Experiment, stages
+from harness.sweep.conduct import conduct
 from harness.sweep.ledger import MOST_TRIES, ordinal_of
+from harness.sweep.place import study_id
 
 NAN = 1e30  # a learning rate after which no loss is finite
 
@@ -97,6 +99,25 @@ def test_duplicates_take_the_stored_result_and_a_small_space_ends_cleanly(
             original.params, original.value, original.constraints)
     monkeypatch.setattr(training, "train", None)
     assert machine.conduct(study) == (outcome, False)
+
+
+def test_who_died_before_a_trial_had_settings_changes_no_duplicate(tmp_path: Path) -> None:
+    """Trial 0 has none yet, and another agent is at work on it when trial 1 is asked for."""
+    ladders = {"prune.filters_per_step": [9], "prune.percentage": [50, 70]}
+    study = tiny.study(trials=2, controls=[], space=ladders, sampler={"name": "random"},
+                       enqueue=[{"prune.percentage": 50}, {"prune.percentage": 50}])
+    machine = Machine(tmp_path)
+    begun = machine.ledger(study).begin()
+    claim = machine.place.claims(study_id(study)).take(f"trial-{begun.number}")
+    assert claim is not None
+    leave = conduct(study, machine.place, lambda: machine.tracker, QuietScreen(), most_trials=1)
+    assert leave == (None, True)
+    claim.release()
+    outcome, _ = machine.conduct(study)
+    first, second, *_ = machine.ledger(study).trials()
+    assert "duplicate_of" not in first.user_attrs
+    assert second.user_attrs["duplicate_of"] == 0
+    assert outcome.settings_finished == 2
 
 
 def test_the_value_is_the_last_steps_and_the_constraint_its_flops_over_the_budget(
