@@ -32,7 +32,7 @@ LADDERS: dict[str, list[Any]] = {
     "prune.filters_per_step": [24, 36, 48, 72], "retrain.epochs": [1, 2, 3],
     "prune.floors.layer_min": [0.05, 0.1, 0.2, 0.3],
     "prune.percentage": [20, 30, 40, 50, 60, 70, 80]}
-SMALL = {"model.width": 0.125, "data.size": 16, "baseline.epochs": 4, "finetune.epochs": 0}
+SMALL = {"model.width": 0.125, "baseline.epochs": 4, "finetune.epochs": 0}
 
 
 @dataclass(frozen=True)
