@@ -20,6 +20,7 @@ def test_three_agents_find_what_one_finds_to_the_bit(desk: Desk, alone: Outcome)
     desk.check(alone)
 
 
+@pytest.mark.faults
 def test_a_killed_agent_is_replaced_and_its_trial_goes_on(desk: Desk, alone: Outcome) -> None:
     process = desk.start("study", "tiny", "--agents", "2")
     desk.wait_for(desk.agents, process)
