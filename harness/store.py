@@ -114,9 +114,16 @@ class FolderStore:
         header = {"facts": json.dumps(record.facts),
                   "sums": json.dumps({n: _checksum(t) for n, t in tensors.items()})}
         write_whole(self._path(key), save(tensors, metadata=header))
-        with (self.root / "made.log").open("a") as book:  # one short line: written in one piece
-            book.write(f"{key}\n")
+        self._note_made(key)
         self._make_room(keep=self._path(key))
+
+    def _note_made(self, key: str) -> None:
+        path = self.root / "made.log"
+        try:
+            with path.open("a") as book:  # one short line: written in one piece
+                book.write(f"{key}\n")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
 
     def times_made(self) -> Counter[str]:
         """Key -> how often it was made here, by whom ever; more than once if it was lost."""

@@ -87,6 +87,9 @@ class Tracker(Protocol):
         that has another value is refused. Values over 6000 characters are shortened, with a note.
         """
 
+    def find_run(self, study: str, key: str) -> str | None:
+        """The run of a study that has this `key` among its tags, if MLflow has one."""
+
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Write points, the same point once. NaN is kept.
 
@@ -233,6 +236,13 @@ class MlflowTracker:
                 self.set_tags(run_id, marks)
             self._log_params(run_id, values)
         return run_id
+
+    def find_run(self, study: str, key: str) -> str | None:
+        with _told(f"look for the run {key}"):
+            found = self.client.search_runs(
+                [self.experiment_id], f"tags.study = '{study}' and tags.key = '{key}'"
+            )
+        return found[0].info.run_id if found else None
 
     def _log_params(self, run_id: str, values: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -514,6 +524,11 @@ class MemoryTracker:
         run.parent = parent or run.parent
         run.tags.update({"role": role, "study": study, **(tags or {})})
         return run_id
+
+    def find_run(self, study: str, key: str) -> str | None:
+        return next(
+            (i for i, r in self.runs.items() if (r.study, r.tags.get("key")) == (study, key)), None
+        )
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         # Through one dict: a point written again is the same key. One NaN object is itself.

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -112,8 +112,8 @@ class FileClaims:
         found = {}
         for path in sorted(self.folder.glob("*.lock")):
             with suppress(ValueError, TypeError), path.open() as file:  # half written: just taken
-                if _is_locked(file):
-                    found[path.stem] = Holder(**json.loads(file.read()))
+                if _is_locked(file):  # so it lives, now
+                    found[path.stem] = replace(Holder(**json.loads(file.read())), beat=time.time())
         return found
 
 

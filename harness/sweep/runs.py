@@ -53,23 +53,27 @@ class Runs:
                 f"{self.study_id} was begun with another MLflow store, or its run there was "
                 "deleted. Set MLFLOW_TRACKING_URI to that store (by default it is mlflow.db in the "
                 "folder where it was begun), or begin anew with another --home.")
-        run_id = self._open(run_id, name=self.study_id, role="study", tags={}, params={
+        run_id = self._open("study", run_id, name=self.study_id, role="study", tags={}, params={
             "budget_flops": config.budget.flops, "sampler": config.sampler.name})
         self.ledger.set("run_id", run_id)
         self.tracker.log_text(run_id, to_yaml(config), "study.yaml")
         self.tracker.log_text(run_id, to_yaml(self.study.base), "config.yaml")
         return run_id
 
-    def _open(self, run_id: str | None, *, name: str, role: str, params: Mapping[str, object],
-              tags: Mapping[str, str]) -> str:
-        """Make a run of this study, or go on with the one that MLflow has."""
-        if run_id and self.tracker.status(run_id) == "MISSING":
-            run_id = None
+    def _open(self, key: str, run_id: str | None, *, name: str, role: str,
+              params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        """Make a run of this study, or go on with the one that MLflow has.
+
+        key: what it is for, once in a study: a process may die after MLflow has made a run and
+        before its id is noted.
+        """
+        if not run_id or self.tracker.status(run_id) == "MISSING":
+            run_id = self.tracker.find_run(self.study_id, key)
         again = {"reason": ""} if run_id else {}  # it may have failed an earlier time
         return self.tracker.open_run(
             name=name, role=role, study=self.study_id, run_id=run_id, params=params,
             parent=None if role == "study" else self.run_id,
-            tags={"fingerprint": self.study_id.rpartition("-")[2],
+            tags={"key": key, "fingerprint": self.study_id.rpartition("-")[2],
                   "profile": self.study.profile or "default", **again, **tags})
 
     def _params(self, config: RunConfig, settings: Settings) -> dict[str, object]:
@@ -94,7 +98,7 @@ class Runs:
             run_id = self.ledger.get("baseline_run")
             if run_id and self.tracker.status(run_id) == "FINISHED":
                 return
-            run_id = self._open(run_id, name="baseline", role="baseline",
+            run_id = self._open("baseline", run_id, name="baseline", role="baseline",
                                 params=self._params(self.study.base, {}),
                                 tags=facts(experiment.device))
             self.ledger.set("baseline_run", run_id)
@@ -114,7 +118,7 @@ class Runs:
         """The run of a trial, which keeps it over all tries."""
         number = ordinal_of(trial)
         run_id = self._open(
-            trial.user_attrs.get("run_id"), name=f"trial {number}", role="trial",
+            f"trial-{number}", trial.user_attrs.get("run_id"), name=f"trial {number}", role="trial",
             tags={"ordinal": str(number)}, params=self._params(config, trial.params))
         trial.set_user_attr("run_id", run_id)
         self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
@@ -122,8 +126,8 @@ class Runs:
 
     def control(self, key: str, name: str, config: RunConfig, settings: Settings) -> str:
         """The run of a control; key: what the study's book knows it by."""
-        run_id = self._open(self.ledger.get(f"{key}/run"), name=f"control {name}", role="control",
-                            params=self._params(config, settings),
+        run_id = self._open(key, self.ledger.get(f"{key}/run"), name=f"control {name}",
+                            role="control", params=self._params(config, settings),
                             tags={"criterion": name, "settings": str(named(settings))})
         self.ledger.set(f"{key}/run", run_id)
         return run_id

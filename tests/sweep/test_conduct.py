@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import tiny
 from tiny import Machine, found, trials
@@ -156,7 +157,7 @@ class Life:
         return guarded
 
 
-READS = ("status", "steps")
+READS = ("status", "steps", "find_run")
 
 
 class Mortal:
@@ -175,8 +176,8 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
     """The life of the process at work, the last of the list: every write asks it."""
     lives: list[Life] = []
     owners: list[tuple[type, tuple[str, ...]]] = [
-        (FolderStore, ("put",)),
-        (Ledger, ("begin", "try_again", "hand_back", "finish", "fail", "copy"))]
+        (FolderStore, ("put",)), (optuna.Trial, ("set_user_attr",)),
+        (Ledger, ("begin", "set", "try_again", "hand_back", "finish", "fail", "copy"))]
     for owner, names in owners:
         for name in names:
             method = getattr(owner, name)
@@ -187,16 +188,6 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
                 return _method(*given)
 
             monkeypatch.setattr(owner, name, guarded)
-    write = Ledger.set
-
-    def guarded_set(self: Ledger, key: str, value: Any) -> None:
-        # Who dies between MLflow's making a run and our noting its number leaves a run that nobody
-        # knows: the one moment that is left out.
-        if key not in ("run_id", "baseline_run") and not key.endswith("/run"):
-            lives[-1].write()
-        write(self, key, value)
-
-    monkeypatch.setattr(Ledger, "set", guarded_set)
     return lives
 
 
