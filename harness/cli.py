@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -114,10 +115,13 @@ def study(name: str, profile: str | None, trials: int | None, config: str | None
         console.say(f"{outcome.study_id} is finished: {outcome.settings_finished} settings. "
                     "Ask for more with --trials.")
     _print_outcome(console, outcome, home)
-    if outcome.champion is None:
-        raise StudyError(f"no network of {outcome.study_id} came within the budget of "
-                         f"{outcome.budget:.2%} of the FLOPs. Raise budget.flops, lower "
-                         "prune.floors, or let prune.percentage go further.")
+    if outcome.champion is None and outcome.kind == "pareto":
+        console.warn(f"no network was found that could be the champion: {outcome.question}. The "
+                     "front stands above.")
+    elif outcome.champion is None:
+        raise StudyError(f"{outcome.study_id} has found no network to choose: it looks for "
+                         f"{outcome.question}. Widen what it asks for (budget, constraints, "
+                         "tolerance), lower prune.floors, or let prune.percentage go further.")
 
 
 @cli.command()
@@ -169,14 +173,13 @@ def _with_agents(console: "Console", loaded: "Study", place: "Place", count: int
     from harness.runtime import cards
     from harness.sweep.conclude import finished
     from harness.sweep.orders import Order, give
-    from harness.sweep.place import study_id
     from harness.sweep.storage import told
     from harness.sweep.supervisor import environments, supervise
 
     check_pruning(loaded)
     place.check_writable()
     with told(place.url):
-        ledger = place.ledger(study_id(loaded))
+        ledger = place.ledger_of(loaded)
         found = finished(ledger, loaded)
         if found is not None:
             return found, False
@@ -475,14 +478,18 @@ def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> 
 
     rows = []
     for row in outcome.rows:
-        settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
-        rows.append([row.role, row.name, percent(row.accuracy), percent(row.test_accuracy),
-                     percent(row.share), count(row.params), str(row.filters), settings])
+        if row.role != "control":
+            settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
+            rows.append([row.role, row.name, percent(row.accuracy), percent(row.test_accuracy),
+                         percent(row.share), count(row.params), str(row.filters), settings])
     at = f" --home {home}" if home else ""
     best = outcome.champion
     notes = [
-        f"accuracy is on validation; the test split was read for baseline and champion alone. "
-        f"FLOPs are of the baseline's; the budget is {percent(outcome.budget)}.",
+        f"The champion is {outcome.question}." if best else f"Looked for: {outcome.question}.",
+        "accuracy is on validation; the test split was read for baseline and champion alone. "
+        "FLOPs are of the baseline's.",
+        f"front: hypervolume {outcome.hypervolume:.4f}, area under the accuracy-FLOPs curve from "
+        f"1 % to all FLOPs {outcome.curve_area:.4f} (1 would be perfect)",
         f"{outcome.settings_finished} settings; {outcome.epochs_run} epochs of retraining and "
         f"fine-tuning, a sweep without sharing would have run {outcome.epochs_naive} "
         f"({outcome.saved:.2f}x; {outcome.saved_with_baselines:.2f}x with a baseline each)."]
@@ -495,3 +502,34 @@ def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> 
                      f"{outcome.study_id}{at} --format onnx --out champion.onnx")
     console.table(outcome.study_id, ["", "network", "accuracy", "test", "FLOPs", "parameters",
                                      "filters", "settings"], rows, notes)
+    _print_comparison(console, outcome)
+
+
+def _print_comparison(console: "Console", outcome: "Outcome") -> None:
+    """The champion's settings against the controls, and what one can say of it."""
+    from harness.console import percent
+    from harness.sweep.controls import AGAIN
+
+    if outcome.champion is None or not outcome.comparisons:
+        return
+    rows = [["champion", "1", percent(outcome.champion.accuracy), None,
+             percent(outcome.champion.share), None]]
+    for versus in outcome.comparisons:
+        found, is_again = versus.difference, versus.name == AGAIN
+        rows.append(["champion, again" if is_again else versus.name, str(found.pairs),
+                     percent(versus.mean), _points(versus.spread), percent(versus.share),
+                     None if is_again else f"{100 * found.mean:+.2f}{_error(found.error)}"])
+    notes = list(outcome.verdict)
+    if outcome.replicates:
+        notes.append("The champion was chosen for its accuracy, and luck with it: compared are its "
+                     "settings run again, each time on a new baseline that the controls share.")
+    console.table(f"{outcome.study_id} against its controls", [
+        "", "runs", "accuracy", "spread", "FLOPs", "champion's advantage"], rows, notes)
+
+
+def _points(share: float) -> str | None:
+    return None if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _error(share: float) -> str:
+    return "" if math.isnan(share) else f" ± {100 * share:.2f}"

@@ -17,6 +17,7 @@ import yaml
 from harness.errors import ConfigError, unknown
 from harness.plugins import is_reference
 from harness.settings import (
+    SCRATCH,
     SHORT,
     Mistake,
     RunConfig,
@@ -42,7 +43,8 @@ __all__ = ["SHORT", "Known", "Mistake", "RunConfig", "Study", "StudyConfig", "Tr
 
 Tree = dict[str, Any]
 SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
-OF_A_STUDY = ("kind", "budget", "space", "trials", "hours", "sampler", "enqueue", "controls")
+OF_A_STUDY = ("kind", "budget", "constraints", "tolerance", "search", "stopper", "space", "trials",
+              "hours", "sampler", "enqueue", "controls", "replicates")
 KINDS = {"configs": "configuration", "studies": "study"}
 OVERRIDES = "the overrides"
 
@@ -116,7 +118,7 @@ def check_file(name_or_path: str, *, known: Known) -> RunConfig | Study:
     Raises ConfigError with all its mistakes.
     """
     path = _find(name_or_path, list(KINDS))
-    if path.parent.name == "studies" or "space" in _read(path).tree:
+    if path.parent.name == "studies" or {"space", "kind"} & _read(path).tree.keys():
         return load_study(str(path), known=known)
     return load_run(str(path), known=known)
 
@@ -272,7 +274,7 @@ def _unknown_names(tree: Tree, known: Known) -> list[Mistake]:
     named = [(key, value_at(tree, key), kind, table) for key, kind, table in wanted]
     for where, part in _parts(tree).items():
         controls = part.get("controls")
-        named += [(f"{where}controls.{place}", name, "criterion", known.criteria)
+        named += [(f"{where}controls.{place}", name, "control", known.criteria | {SCRATCH})
                   for place, name in enumerate(controls if isinstance(controls, list) else [])]
     return [Mistake(key, unknown(kind, name, table)) for key, name, kind, table in named
             if isinstance(name, str) and not _stands_for_itself(kind, name) and name not in table]

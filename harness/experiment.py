@@ -37,6 +37,7 @@ from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
+from harness.settings import SCRATCH
 from harness.store import FolderStore, Hold, Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
 
@@ -52,12 +53,16 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """What one walk found. finals: step number -> that step after the final fine-tune."""
+    """What one walk found. finals: step number -> that step after the final fine-tune.
+
+    stopped: whoever watched it ended it, and its last step was not fine-tuned.
+    """
 
     steps: Sequence[Step]
     finals: Mapping[int, Stage]
     reason: str
     reached: bool
+    stopped: bool = False
 
     @property
     def last(self) -> Step:
@@ -175,13 +180,14 @@ class Experiment:
         """Where and how networks run here."""
         return module.to(self.device).to(memory_format=MEMORY_FORMATS[self.config.memory_format])
 
-    def trial(self, config: RunConfig, *, macs: int | None = None, budget: int | None = None,
-              on_step: Callable[[Step], None] = lambda step: None) -> Trial:
-        """Walk with these settings; fine-tune the last step, and the first within the budget.
+    def trial(self, config: RunConfig, *, macs: int | None = None,
+              is_candidate: Callable[[Step], bool] | None = None,
+              on_step: Callable[[Step], str | None] = lambda step: None) -> Trial:
+        """Walk with these settings; fine-tune the last step, and the first that is a candidate.
 
         macs: stop at these MACs (a control at matched FLOPs) instead of the percentage.
-        budget: MACs; the first step that holds them is the largest network that may be chosen.
-        on_step: told of every step as soon as it is done.
+        is_candidate: whether a network may be chosen; the first is the largest. on_step: told of
+        every step as soon as it is done; what it returns is a reason to stop here, or nothing.
         """
         lab = self.lab(config)
         settings = settings_of(config, macs)
@@ -190,16 +196,33 @@ class Experiment:
         for event in walk(lab, self.baseline, settings, self.watcher):
             if isinstance(event, Path):
                 end = event
-            else:
-                steps.append(event)
-                on_step(event)
+                break
+            steps.append(event)
+            if reason := on_step(event):
+                return Trial(steps, {event.number: event.stage}, reason, False, stopped=True)
         assert end is not None
-        within = [s for s in steps if budget is not None and s.macs <= budget]
-        worth = {s.number: s for s in [*within[:1], steps[-1]]}
+        worth = {s.number: s for s in [*self._first(steps, is_candidate), steps[-1]]}
         if self.watcher:
             self.watcher.step(steps[-1].number, "final fine-tune", steps[-1].percentage)
         finals = {number: self.finetune(lab, config, step) for number, step in worth.items()}
         return Trial(steps, finals, end.reason, end.reached)
+
+    def scratch(self, twin: Stage, epochs: int) -> Trial:
+        """A control: the twin's widths with new weights, trained as the baseline for so long."""
+        recipe = replace(recipe_of(self.config.baseline), epochs=epochs)
+        work = Training(self.config, self.data, self.watcher)
+        if self.watcher:
+            self.watcher.step(1, "from scratch", 0.0)
+        stage = self._lab.newborn(twin, asdict(recipe), key_of(self._root),
+                                  lambda model, seed: work.fit(model, recipe, seed))
+        cost = self._lab.graph.cost(stage.plan)
+        percentage = 100 * (1 - cost.filters / self.whole.filters)
+        step = Step(1, percentage, stage.accuracy, stage.accuracy, cost, {}, stage)
+        return Trial([step], {1: stage}, "trained from scratch", True)
+
+    @staticmethod
+    def _first(steps: Sequence[Step], is_candidate: Callable[[Step], bool] | None) -> list[Step]:
+        return [step for step in steps if is_candidate and is_candidate(step)][:1]
 
     def least_macs(self, config: RunConfig) -> int:
         """No network within the floors has fewer MACs; 0 where that depends on the way there."""
@@ -374,7 +397,8 @@ def _variants(study: Study) -> Iterator[RunConfig]:
     for values in product(*ladders.values()):
         yield apply(study.base, dict(zip(ladders, values)))
     for name in study.config.controls:
-        yield control_of(study.base, name, {})
+        if name != SCRATCH:
+            yield control_of(study.base, name, {})
 
 
 def _wrong_criterion(config: RunConfig) -> list[Mistake]:

@@ -21,6 +21,8 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -29,6 +31,7 @@ from harness.errors import unknown
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 DEVICE = r"^(auto|cpu|cuda|cuda:\d+)$"
 PATTERNS = {NAME: "letters, digits, '_', '-' and '.'", DEVICE: "auto, cpu, cuda or cuda:N"}
+SCRATCH = "scratch"  # the control that is no criterion
 SHORT = {"prune.filters_per_step": "filters_per_step", "retrain.epochs": "retrain_epochs",
          "prune.floors.layer_min": "layer_min", "prune.percentage": "percentage"}
 
@@ -82,6 +85,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Between = Annotated[float, Field(gt=0, lt=1)]
+PartOfWhole = Annotated[float, Field(gt=0, le=1)]
+Percentage = Annotated[float, Field(gt=0, le=100)]
 # The forms of a ratio, as pydantic names them in errors.
 ONE, BY_NAME, IN_ORDER = "<one>", "<by name>", "<in order>"
 Ratio = Annotated[
@@ -196,7 +201,7 @@ class Prune(Section):
     """Filters removed by one step."""
     step: dict[Resource, Positive] = {}
     """Instead, what a step removes of one resource; below 1 a share of the whole network's."""
-    percentage: Annotated[float, Field(gt=0, le=100)] = 70.0
+    percentage: Percentage = 70.0
     """Filters removed in all, in percent; the run stops there."""
     percentage_of: Resource = "filters"
     """What the percentage is of, if not of filters."""
@@ -289,8 +294,72 @@ class RunConfig(Section):
 
 
 class Budget(Section):
-    flops: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the baseline's FLOPs that the best network may have."""
+    flops: PartOfWhole = 0.1
+    """Share of the baseline's FLOPs that the best network may have; of a `budget` study."""
+
+
+class Constraints(Section):
+    """What a network must hold besides to be chosen; null is no constraint."""
+
+    flops: PartOfWhole | None = None
+    """Share of the baseline's FLOPs."""
+    params: PartOfWhole | None = None
+    """Share of the baseline's parameters."""
+    accuracy: Share | None = None
+    """Least accuracy on validation."""
+
+
+class Stopper(Section):
+    """Who stops a trajectory that gets nowhere. Curves are compared where the same share of the
+    FLOPs is gone, never at the same number of steps."""
+
+    name: Literal["auto", "none", "dominated", "median", "percentile", "threshold", "halving",
+                  "hyperband"] = "auto"
+    """Optuna's stoppers, in `budget` studies; dominated (auto) in `pareto` studies; or none."""
+    every: Between = 0.1
+    """Share of the FLOPs between two comparisons."""
+    startup: Natural = 5
+    """median, percentile: so many trials must have ended before one is stopped."""
+    warmup: BelowOne = 0.3
+    """No trial is stopped before this share of the FLOPs is gone."""
+    percentile: Annotated[float, Field(gt=0, le=100)] = 25.0
+    """percentile: the best so many percent go on."""
+    accuracy: Share = 0.0
+    """threshold: a trial below this accuracy is stopped."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """halving, hyperband: one in so many goes on."""
+    margin: BelowOne = 0.01
+    """dominated: accuracy by which the front must be better, at two steps in a row."""
+
+
+STOPPERS = {"budget": ("auto", "none", "median", "percentile", "threshold", "halving",
+                       "hyperband"),
+            "pareto": ("auto", "none", "dominated"), "binary_search": ("auto", "none")}
+
+
+class Search(Section):
+    """Of a `binary_search` study: which percentages are tried."""
+
+    low: Percentage = 5.0
+    """Least percentage."""
+    high: Percentage = 95.0
+    """Largest percentage."""
+    step: Percentage = 5.0
+    """Between two percentages."""
+    start: Percentage = 50.0
+    """The first that is tried."""
+    path: Literal["exact", "origin"] = "exact"
+    """Find the largest percentage that holds; or go the way of ADaPT, which never tries the low."""
+    first: bool = False
+    """Stop at the first percentage that holds, instead of searching for the largest."""
+
+    @model_validator(mode="after")
+    def _be_on_the_way(self) -> "Search":
+        steps = [(value - self.low) / self.step for value in (self.start, self.high)]
+        if not 0 <= steps[0] <= steps[1] or any(abs(n - round(n)) > 1e-9 for n in steps):
+            raise ValueError(f"start ({self.start:g}) and high ({self.high:g}) must be low "
+                             f"({self.low:g}) and a whole number of steps of {self.step:g}")
+        return self
 
 
 class Sampler(Section):
@@ -314,7 +383,9 @@ class Profile(Section):
     set: Options = {}
     """Further settings of the base run."""
     controls: list[str] | None = None
-    """Criteria to compare with."""
+    """What to compare with."""
+    replicates: Natural | None = None
+    """How often the comparison is repeated."""
     budget: Budget | None = None
     """Another budget."""
 
@@ -325,17 +396,26 @@ class StudyConfig(Section):
     `config`, `set` and `profiles` act on results too, but through the run and the other fields.
     """
 
-    without_effect = frozenset({"name", "config", "trials", "hours", "set", "profiles"})
+    without_effect = frozenset({"name", "config", "trials", "hours", "replicates", "set",
+                                "profiles"})
 
     name: Name = "study"
     """Name of the study; the file's, if not given."""
     config: str
     """Name or file of the run that is varied."""
-    kind: Literal["budget"] = "budget"
-    """The highest accuracy within a budget."""
+    kind: Literal["budget", "pareto", "binary_search"] = "budget"
+    """The best within a budget; all trade-offs; or the largest percentage that keeps accuracy."""
     budget: Budget = Budget()
     """What the best network may cost."""
-    space: Annotated[dict[str, Ladder], Field(min_length=1), Sorted]
+    constraints: Constraints = Constraints()
+    """What it must hold besides."""
+    tolerance: Share = 0.01
+    """Accuracy below the baseline's that the champion of a kind without a budget may have."""
+    search: Search = Search()
+    """The way of a binary search."""
+    stopper: Stopper = Stopper()
+    """Who stops trials early."""
+    space: Annotated[dict[str, Ladder], Sorted, Field(validate_default=True)] = {}
     """Ladders of values by key of the run; under prune, retrain or finetune."""
     trials: Counted = 12
     """Different settings to try."""
@@ -346,11 +426,42 @@ class StudyConfig(Section):
     enqueue: list[Options] = []
     """Settings to try first, in this order; a key that one leaves out is suggested."""
     controls: list[str] = []
-    """Criteria that run beside the best trial, at its FLOPs."""
+    """Criteria that run beside the best trial, at its FLOPs; scratch: its widths, newly trained."""
+    replicates: Natural = 0
+    """Times that best trial and controls run anew, each time on another baseline."""
     set: Options = {}
     """Settings of the base run that this study changes."""
     profiles: dict[str, Profile] = {}
     """Other lengths of the study, by name."""
+
+    @field_validator("space")
+    @classmethod
+    def _space_fits_the_kind(cls, space: Any, info: ValidationInfo) -> Any:
+        kind = info.data.get("kind")
+        if kind == "binary_search" and space:
+            raise ValueError("a binary_search tries percentages of its own: leave space, and say "
+                             "under search which")
+        if kind in ("budget", "pareto") and not space:
+            raise ValueError(f"{shown(space)} must hold at least one entry")
+        return space
+
+    @field_validator("budget")
+    @classmethod
+    def _budget_fits_the_kind(cls, budget: Budget, info: ValidationInfo) -> Budget:
+        kind = info.data.get("kind", "budget")
+        if kind != "budget" and budget != Budget():
+            raise ValueError(f"a {kind} study has no budget; name the most FLOPs that a network "
+                             "may have under constraints.flops")
+        return budget
+
+    @field_validator("stopper")
+    @classmethod
+    def _stopper_fits_the_kind(cls, stopper: Stopper, info: ValidationInfo) -> Stopper:
+        names = STOPPERS.get(info.data.get("kind", ""))
+        if names and stopper.name not in names:
+            raise ValueError(f"name: in a {info.data['kind']} study it must be one of "
+                             f"{', '.join(names)}")
+        return stopper
 
 
 @cache

@@ -51,7 +51,7 @@ from harness.engine.targets import (
 )
 from harness.errors import ConfigError, GraphError, Mistakes, TargetError, unknown
 from harness.graphs import traced
-from harness.runtime import seed_of
+from harness.runtime import seed_of, seeded
 from harness.store import NoStore, Record, Store, key_of
 
 ITERATIONS = ("exact", "origin")
@@ -313,6 +313,26 @@ class Lab:
 
         return self._stage(key, parent.plan, make)
 
+    def newborn(self, twin: Stage, recipe: Mapping[str, Any], root: str,
+                train: Callable[[nn.Module, int], list[EpochRow]]) -> Stage:
+        """The twin's widths with weights of their own, trained from the start: a control.
+
+        root: what it shares with no other. The fact `not_renewed` names parameters that no module
+        knows how to begin anew: they keep the template's values.
+        """
+        key = key_of({"root": root, "kind": "newborn", "kept": digest(twin.plan),
+                      "train": dict(recipe)})
+
+        def make() -> Made:
+            model = copied(self.template)
+            cut(model, self.graph.whole(), twin.plan)
+            with seeded(seed_of(f"{key}/weights")):
+                left = renew(model)
+            model = self._place(model)
+            return model, train(model, seed_of(key)), {"not_renewed": left}
+
+        return self._stage(key, twin.plan, make)
+
     def model(self, stage: Stage) -> nn.Module:
         """A fresh module of the stage, where it is to run, in eval mode."""
         return self._place(rebuilt(self.template, stage.plan.parameters, stage.tensors)).eval()
@@ -425,6 +445,23 @@ class Lab:
         device = next(self._place(nn.Linear(1, 1)).parameters()).device
         placed: Example = tree_map_only(Tensor, lambda e: e.to(device), self.example)
         return placed
+
+
+def renew(model: nn.Module) -> list[str]:
+    """Give every module new first weights, as PyTorch does by default for its sizes.
+
+    Returns the parameters of modules that have no `reset_parameters`: those stay as they are.
+    """
+    left = []
+    for name, module in model.named_modules():
+        reset = (getattr(module, "reset_parameters", None)
+                 or getattr(module, "_reset_parameters", None))  # nn.MultiheadAttention's
+        if callable(reset):
+            reset()
+        else:
+            left += [f"{name}.{own}".removeprefix(".") for own, _ in
+                     module.named_parameters(recurse=False)]
+    return left
 
 
 class SizeInForward(GraphError):

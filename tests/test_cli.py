@@ -116,7 +116,8 @@ def test_profile_trials_set_home_and_storage_are_heard(harness: Harness, place: 
                          "--set", "budget.flops=0.9 baseline.epochs=2", "--set", "seed=3")
     assert code == 0
     found = outcome(place / "there")
-    assert (found.settings_finished, found.budget, found.baseline_epochs) == (1, 0.9, 2)
+    assert (found.settings_finished, found.baseline_epochs) == (1, 2)
+    assert found.question == "the most accurate network with at most 90 % of the FLOPs"
     assert (place / "my.db").exists()
     assert not (place / "there" / "optuna.db").exists()
     assert tracker.runs["run-1"].tags["profile"] == "smoke"
@@ -172,7 +173,7 @@ def test_status_says_how_far_a_study_is(harness: Harness) -> None:
     ("study tiny --config tyni", "unknown configuration 'tyni'. Nearest: tiny"),
     ("study tiny --profile smok", "unknown profile 'smok'. Nearest: smoke"),
     ("study tiny --set prune.criterion=talyor", "unknown criterion 'talyor'. Nearest: taylor"),
-    ("study tiny --set controls=[l3]", "unknown criterion 'l3'. Nearest: l"),
+    ("study tiny --set controls=[l3]", "unknown control 'l3'. Nearest: l"),
     ("run tiny --set data.name=digit", "unknown data set 'digit'. Nearest: digits"),
     ("run tiny --set model.name=vgg61", "unknown model 'vgg61'. Nearest: vgg16"),
     ("run tiny --set model.name=tiny:nett", "there is no 'nett' in it. Nearest: net"),
@@ -233,7 +234,8 @@ def test_a_budget_that_no_trial_met_ends_with_1_also_when_asked_again(harness: H
     for _ in range(2):
         code, out, err = harness("study", "tiny", "--set", "space.prune.percentage=[5]")
         assert code == 1
-        assert "came within the budget of 30.00% of the FLOPs. Raise budget.flops" in err
+        assert "has found no network to choose" in err
+        assert "at most 30 % of the FLOPs. Widen what it asks for (budget" in err
         assert "2 settings" in out
 
 

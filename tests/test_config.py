@@ -360,7 +360,7 @@ def test_unknown_profiles_say_the_nearest(desk: Path) -> None:
     ("set: {model.width: 9}", "set.model.width", "9 must be <= 4."),
     ("set: {retrain.lr: 1}", "set.retrain.lr", "every trial sets it"),
     ("budget: {flops: 0}", "budget.flops", "0 must be > 0."),
-    ("controls: [l1, ransom]", "controls.1", "unknown criterion 'ransom'. Nearest: random"),
+    ("controls: [l1, ransom]", "controls.1", "unknown control 'ransom'. Nearest: random"),
     ("enqueue: [{}, {retrain.lr: 9}]", "enqueue.1.retrain.lr", "9 is not on its ladder: "),
     ("enqueue: [{retrain.rl: 1}]", "enqueue.0.retrain.rl", "Nearest: retrain.lr"),
     ("enqueue: 3", "enqueue", "3 must be a list"),
@@ -368,7 +368,7 @@ def test_unknown_profiles_say_the_nearest(desk: Path) -> None:
     ("profiles: {a: {trails: 3}}", "profiles.a.trails", "Nearest: trials"),
     ("profiles: {a: {set: {seed: x}}}", "profiles.a.set.seed", "'x' must be a whole number."),
     ("profiles: {a: {space: {retrain.lr: [0]}}}", "profiles.a.space.retrain.lr", "0 must be > 0."),
-    ("profiles: {a: {controls: [l3]}}", "profiles.a.controls.0", "unknown criterion 'l3'"),
+    ("profiles: {a: {controls: [l3]}}", "profiles.a.controls.0", "unknown control 'l3'"),
     ("config: bsae", "config", "unknown configuration 'bsae'. Nearest: base."),
     ("config: null", "config", "null must be text."),
 ])

@@ -88,7 +88,7 @@ def test_the_first_step_within_the_budget_and_the_last_are_fine_tuned() -> None:
     """Between them the walk goes on from what retraining left, not from the fine-tune."""
     experiment = opened()
     whole = experiment.whole.macs
-    trial = experiment.trial(experiment.config, budget=int(0.6 * whole))
+    trial = experiment.trial(experiment.config, is_candidate=lambda step: step.macs <= 0.6 * whole)
     macs = [step.macs for step in trial.steps]
     first = next(number for number, cost in enumerate(macs) if cost <= 0.6 * whole)
     assert 0 < first < len(macs) - 1, "nothing is tested"
@@ -109,7 +109,7 @@ def by_hand(experiment: Experiment, stage: Stage) -> float:
 
 def test_without_a_fine_tune_the_steps_themselves_are_the_end() -> None:
     experiment = opened(finetune__epochs=0)
-    trial = experiment.trial(experiment.config, budget=experiment.whole.macs)
+    trial = experiment.trial(experiment.config, is_candidate=lambda step: True)
     assert trial.final is trial.last.stage
     assert trial.finals[0] is experiment.baseline
     assert [stage.key for stage in trial.stages] == [s.stage.key for s in trial.steps[1:]]

@@ -8,8 +8,8 @@ stages are in the store.
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from uuid import uuid4
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial
 
-from harness.config import RunConfig, Study, apply, control_of
+from harness.config import RunConfig, Study, apply
 from harness.console import Screen, TrialLine, count, percent
 from harness.errors import (
     ClaimLost,
@@ -31,38 +32,23 @@ from harness.errors import (
 )
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
+from harness.sweep.bisection import next_percentage, percentages
 from harness.sweep.claims import Claim, Claims, FileClaims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
-from harness.sweep.results import Result, result_of
+from harness.sweep.question import Question, flops_limit
+from harness.sweep.results import CurvePoint, Result, point_of, result_of
 from harness.sweep.runs import Runs, named
 from harness.sweep.space import Settings, Space
+from harness.sweep.stopping import Stop, pruner_of, stop_of
 from harness.tracking import Tracker
+from harness.trajectories import Step
 
 FAILURES_IN_A_ROW = 3
 IDLE_S = 0.5
+PERCENTAGE = "prune.percentage"
 SIZE = ("prune.floors", "prune.round_to")  # settings that say how small a network can become
-CONSTRAINT = "flops_over_budget"  # share of the baseline's FLOPs above the budget; <= 0 is feasible
 NO_FAULT = (KeyboardInterrupt, StoreError, TrackingError, HandedBack)  # of the trial that is cut
-
-
-@dataclass(frozen=True)
-class Control:
-    """The champion's settings under another criterion. result: None if it failed, for `reason`."""
-
-    name: str
-    run_id: str
-    result: Result | None
-    reason: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "run_id": self.run_id, "reason": self.reason,
-                "result": self.result.as_json() if self.result else None}
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> "Control":
-        result = Result.from_json(facts["result"]) if facts["result"] else None
-        return cls(**{**facts, "result": result})
 
 
 @dataclass
@@ -82,8 +68,11 @@ class Agent:
     def __post_init__(self) -> None:
         self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
         config = self.study.config
-        self._space = Space(config.space, config.sampler.name, config.sampler.seed,
+        space = ({PERCENTAGE: percentages(config.search)} if config.kind == "binary_search"
+                 else config.space)
+        self._space = Space(space, config.sampler.name, config.sampler.seed,
                             config.sampler.n_startup_trials, config.enqueue)
+        self.ledger.study.pruner = pruner_of(config) or NopPruner()
         self._deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
 
     @contextmanager
@@ -97,20 +86,26 @@ class Agent:
 
         Raises HandedBack if the study is told to stop.
         """
-        # Where machines share a home, a file's lock would be held by a machine that sleeps.
-        hold = (None if isinstance(self.claims, FileClaims)
-                else lambda key: holding(self.claims, f"stage-{key}"))
-        self.experiment = Experiment(self.study.base, stages(self.home, hold), self.screen)
+        self.experiment = self.experiment_of(self.study.base)
         self._check_budget()
         self._say_baseline()
         self.runs.baseline(self.experiment)
         self._show_finished()
         return self._work()
 
-    @property
-    def budget_macs(self) -> float:
-        """The budget in MACs: a share of the baseline's."""
-        return self.study.config.budget.flops * self.experiment.whole.macs
+    def experiment_of(self, base: RunConfig) -> Experiment:
+        """What runs of this configuration share, with stages that no two agents make at once."""
+        # Where machines share a home, a file's lock would be held by a machine that sleeps.
+        hold = (None if isinstance(self.claims, FileClaims)
+                else lambda key: holding(self.claims, f"stage-{key}"))
+        return Experiment(base, stages(self.home, hold), self.screen)
+
+    @cached_property
+    def question(self) -> Question:
+        """What the study asks, of its baseline."""
+        whole = self.experiment.whole
+        return Question(self.study.config, whole.macs, whole.params,
+                        self.experiment.baseline.accuracy)
 
     # The loop.
 
@@ -170,10 +165,17 @@ class Agent:
 
     def _lacks_trials(self) -> bool:
         """Whether the study will lack some, should all that are at work end well."""
-        ended = len(self.ledger.originals())
-        at_work = len(self.ledger.settings()) - ended
+        at_work = len(self.ledger.settings()) - len(self.ledger.originals())
         return (len(self.ledger.results()) + at_work < self.study.config.trials
-                and ended + at_work < self._space.size)
+                and not self.is_exhausted)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether there are no other settings to try, as far as it can be told now."""
+        begun = len(self.ledger.settings())
+        if self.study.config.kind == "binary_search":
+            return begun > len(self.ledger.originals()) or self._probe(begun) is None
+        return begun >= self._space.size
 
     def _suggest(self, begun: FrozenTrial) -> optuna.Trial:
         """Its settings, be they new or not.
@@ -187,8 +189,20 @@ class Agent:
         return self._settings_of(begun)
 
     def _settings_of(self, begun: FrozenTrial) -> optuna.Trial:
-        seen, repeats = self.ledger.before(ordinal_of(begun))
-        return self._space.suggest(self.ledger.study, begun, self.study_id, seen, repeats)
+        number = ordinal_of(begun)
+        seen, repeats = self.ledger.before(number)
+        space = self._space
+        if self.study.config.kind == "binary_search":
+            probe = begun.params.get(PERCENTAGE) or self._probe(number)
+            space = replace(space, enqueued=[*([{}] * number), {PERCENTAGE: probe}])
+        return space.suggest(self.ledger.study, begun, self.study_id, seen, repeats)
+
+    def _probe(self, number: int) -> float | None:
+        """The percentage that a binary search tries after its first so many trials."""
+        found = {ordinal_of(trial): result for trial, result in self.ledger.results()}
+        return next_percentage(self.study.config.search, [
+            n in found and found[n].reached and self.question.is_close(found[n].last.accuracy)
+            for n in range(number)])
 
     def obey(self) -> None:
         """Do as the study was told: wait while it is paused, leave if it is to stop."""
@@ -221,7 +235,7 @@ class Agent:
             self.screen.trial(ordinal, named(settings), config.prune.percentage)
             run_id = self.runs.trial(trial, config)
             with ending(self.tracker, run_id):
-                done = self._walk(run_id, config, claim)
+                done = self.walk(run_id, config, claim, stop=self._stop_of(trial, begun))
         except ClaimLost:
             raise
         except HandedBack:
@@ -233,82 +247,54 @@ class Agent:
         except (HarnessError, RuntimeError) as error:  # RuntimeError: torch, out of memory included
             return self._give_up(trial, str(error))
         result = result_of(done, time.perf_counter() - start)
-        share = result.last.macs / self.experiment.whole.macs
-        self.ledger.finish(trial, result, CONSTRAINT, share - self.study.config.budget.flops)
+        self.ledger.finish(trial, result, self.question.values(result.last),
+                           self.question.excess(result.last))
         self.screen.trial_done(self.line(ordinal, "trial", settings, result))
         self.screen.study(self.study_id, len(self.ledger.results()), self.study.config.trials)
         return True
 
-    def _walk(self, run_id: str, config: RunConfig, claim: Claim, macs: int | None = None) -> Trial:
-        journal = Journal(self.tracker, run_id, self.experiment.whole)
-        budget = int(self.budget_macs) if macs is None else None  # a control is no candidate
+    def _stop_of(self, trial: optuna.Trial, begun: FrozenTrial) -> Stop:
+        def others() -> list[CurvePoint]:
+            return [p for _, result in self.ledger.results() for p in result.curve if p.step]
 
-        def on_step(step: Any) -> None:
+        return stop_of(self.study.config, trial, begun.intermediate_values,
+                       self.experiment.whole.macs, others)
+
+    def walk(self, run_id: str, config: RunConfig, claim: Claim, *, macs: int | None = None,
+             experiment: Experiment | None = None, stop: Stop = lambda point: "") -> Trial:
+        """Walk and write down every step, for as long as the claim is held.
+
+        macs: of a control, which stops there and is no candidate. experiment: another than the
+        study's own. stop: may end the walk at any step.
+        """
+        experiment = experiment or self.experiment
+        journal = Journal(self.tracker, run_id, experiment.whole)
+
+        def on_step(step: Step) -> str:
             self._attend(claim)
             journal.step(step)
+            return stop(point_of(step))
 
-        trial = self.experiment.trial(config, macs=macs, budget=budget, on_step=on_step)
+        is_candidate = self._is_candidate if macs is None else None
+        trial = experiment.trial(config, macs=macs, is_candidate=is_candidate, on_step=on_step)
         self._attend(claim)
         self.runs.walked(run_id, journal, trial)
         return trial
 
+    def _is_candidate(self, step: Step) -> bool:
+        question = self.question
+        return question.limits_cost and question.affords(step.macs, step.params)
+
+    def rewalked(self, settings: Settings) -> Trial:
+        """A trial that ended, walked again from what the store has of it."""
+        config = apply(self.study.base, settings)
+        return self.experiment.trial(config, is_candidate=self._is_candidate)
+
     def _give_up(self, trial: optuna.Trial, reason: str) -> bool:
         self.runs.failed(trial, reason)
         self.ledger.fail(trial, reason)
-        self.screen.trial_done(_failed(ordinal_of(trial), "trial", trial.params, reason))
+        self.screen.trial_done(failed_line(ordinal_of(trial), "trial", trial.params, reason))
         return False
-
-    # Controls.
-
-    def controls(self, settings: Settings, macs: int) -> list[Control]:
-        """The study's controls of these settings; those that other agents walk are waited for."""
-        names = self.study.config.controls
-        while True:
-            self.obey()
-            done = {name: self._control(name, settings, macs) for name in names}
-            if all(done.values()):
-                return [control for control in done.values() if control]
-            time.sleep(IDLE_S)
-
-    def _control(self, name: str, settings: Settings, macs: int) -> Control | None:
-        """Found done, or walked; None if another agent is at work on it."""
-        text = f"{name}/{macs}/{sorted(settings.items())}"
-        key = f"control-{name}-{sha256(text.encode()).hexdigest()[:16]}"
-        known = self.ledger.get(key)
-        if known is None:
-            claim = self.claims.take(key)
-            if claim is None:
-                return None
-            try:
-                known = self.ledger.get(key) or self._walk_control(key, name, settings, macs, claim)
-            except HandedBack:
-                return None
-            finally:
-                claim.release()
-        return Control.from_json(known)
-
-    def _walk_control(self, key: str, name: str, settings: Settings, macs: int, claim: Claim,
-                      ) -> dict[str, Any]:
-        """The same walk with another criterion, down to the same MACs."""
-        start = time.perf_counter()
-        config = control_of(self.study.base, name, settings)
-        number = len(self.ledger.trials()) + self.study.config.controls.index(name)
-        self.screen.trial(number, {**named(settings), "criterion": name}, 100.0, role="control")
-        run_id = self.runs.control(key, name, config, settings)
-        try:
-            with ending(self.tracker, run_id):
-                trial = self._walk(run_id, config, claim, macs)
-        except NO_FAULT:
-            raise
-        except (HarnessError, RuntimeError) as error:  # the trials are none the worse for it
-            self.screen.trial_done(_failed(number, "control", {"criterion": name}, str(error)))
-            return Control(name, run_id, None, str(error)).as_json()
-        result = result_of(trial, time.perf_counter() - start)
-        control = Control(name, run_id, result).as_json()
-        self.ledger.set(key, control)
-        self.screen.trial_done(self.line(number, "control", {**settings, "criterion": name},
-                                         result))
-        return control
 
     def _check_budget(self) -> None:
         """Refuse, before anything is trained, a budget under what all floors allow.
@@ -319,11 +305,11 @@ class Agent:
         ladders = {path: space[path] for path in space if path.startswith(SIZE)}
         rungs = [dict(zip(ladders, values)) for values in product(*ladders.values())]
         least = min(self.experiment.least_macs(apply(base, rung)) for rung in rungs)
-        if least > self.budget_macs:
-            raise StudyError(
-                f"budget.flops: {self.study.config.budget.flops} cannot be met: the floors keep "
-                f"{least / self.experiment.whole.macs:.2%} of the FLOPs. Raise budget.flops, or "
-                "lower prune.floors.")
+        share, limit = least / self.experiment.whole.macs, flops_limit(self.study.config)
+        if limit is not None and share > limit:
+            key = "budget.flops" if self.study.config.kind == "budget" else "constraints.flops"
+            raise StudyError(f"{key}: {limit} cannot be met: the floors keep {share:.2%} of the "
+                             f"FLOPs. Raise {key}, or lower prune.floors.")
 
     # The screen.
 
@@ -345,5 +331,5 @@ class Agent:
                          None if result.reached else result.reason)
 
 
-def _failed(number: int, role: str, settings: Mapping[str, Any], reason: str) -> TrialLine:
+def failed_line(number: int, role: str, settings: Mapping[str, Any], reason: str) -> TrialLine:
     return TrialLine(number, role, named(settings), "failed", None, None, 0, 0, 0.0, reason)

@@ -2,28 +2,30 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from math import prod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from harness.analysis.pareto import front
+from harness.analysis.pareto import curve_area, front, hypervolume
 from harness.checkpoint import save_pruned
 from harness.comparison_view import build
-from harness.config import Study, apply, short, to_yaml
+from harness.config import Study, short, to_yaml
 from harness.engine.cost import Cost
 from harness.experiment import stages
 from harness.journal import Journal
 from harness.store import write_whole
-from harness.sweep.agent import Agent, Control
+from harness.sweep.agent import Agent
 from harness.sweep.claims import holding
+from harness.sweep.controls import AGAIN, Control, Controls
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import Outcome, Row
-from harness.sweep.results import Effort, Final, Result, best_within, effort_of
+from harness.sweep.results import Effort, Final, Result, effort_of
 from harness.sweep.runs import named
+from harness.sweep.verdict import Versus, compared, sentence
+from harness.sweep.verdict import metrics as comparison_metrics
 from harness.trajectories import Stage
 
 
@@ -45,11 +47,10 @@ def conclude(agent: Agent) -> Outcome:
     results = agent.ledger.results()
     by_ordinal = {ordinal_of(t): Found(ordinal_of(t), t.params, t.user_attrs["run_id"], r.last)
                   for t, r in results}
-    best = best_within([(ordinal_of(t), r) for t, r in results], agent.budget_macs)
+    best = agent.question.best((ordinal_of(t), r) for t, r in results)
     champion = None
     if best is not None:
-        found = by_ordinal[best[0]]
-        champion = Found(found.ordinal, found.settings, found.run_id, best[1])
+        champion = replace(by_ordinal[best[0]], final=best[1])
     controls = _controls(agent, champion)
     with holding(agent.claims, "conclusion"):
         outcome = finished(agent.ledger, agent.study)
@@ -65,10 +66,8 @@ def finished(ledger: Ledger, study: Study) -> Outcome | None:
     if facts is None:
         return None
     outcome = Outcome.from_json(facts)
-    space = prod(len(ladder) for ladder in study.config.space.values())
-    is_all = (len(ledger.originals()) >= space
-              and outcome.settings_finished == len(ledger.results()))
-    return outcome if is_all or outcome.settings_finished >= study.config.trials else None
+    has_all = outcome.is_exhausted or outcome.settings_finished >= study.config.trials
+    return outcome if has_all and outcome.replicates >= study.config.replicates else None
 
 
 def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal: dict[int, Found],
@@ -83,15 +82,25 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
     members = _front(by_ordinal.values(), results)
     model = _log_models(agent, members, champion)
     rows += [_row(agent, "front", f) for f in members if champion is None or f != champion]
-    rows += [_control_row(agent, c.name, c.result, c.run_id) for c in controls if c.result]
+    rows += [_control_row(agent, control) for control in controls if control.result]
     notes += [f"control {c.name} failed: {c.reason}" for c in controls if not c.result]
     walked = [r for _, r in results] + [c.result for c in controls if c.result]
-    effort = effort_of(walked, len(agent.experiment.baseline.epochs))
+    baseline = agent.experiment.baseline
+    replicates = agent.study.config.replicates if champion else 0
+    effort = effort_of(walked, len(baseline.epochs), 1 + replicates)
+    whole = agent.experiment.whole.macs
+    reached = [(f.macs / whole, f.accuracy) for _, r in results for f in r.finals]
+    reached.append((1.0, baseline.accuracy))
+    comparisons = compared(controls, champion.final, whole) if champion else ()
     outcome = Outcome(
         study=agent.study.config.name, study_id=agent.study_id,
-        budget=agent.study.config.budget.flops, settings_finished=len(results), rows=tuple(rows),
-        epochs_run=effort.run, epochs_naive=effort.naive, baseline_epochs=effort.baseline,
-        saved=effort.saved, saved_with_baselines=effort.saved_with_baselines,
+        kind=agent.study.config.kind, question=agent.question.text,
+        settings_finished=len(results), is_exhausted=agent.is_exhausted,
+        replicates=agent.study.config.replicates, rows=tuple(rows), comparisons=comparisons,
+        verdict=_verdict(agent, champion, comparisons), hypervolume=hypervolume(reached),
+        curve_area=curve_area(reached), epochs_run=effort.run, epochs_naive=effort.naive,
+        baseline_epochs=effort.baseline, saved=effort.saved,
+        saved_with_baselines=effort.saved_with_baselines,
         seconds=sum(r.seconds for r in walked),
         experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
         checkpoint=checkpoint, weights=weights, notes=tuple(notes))
@@ -103,7 +112,17 @@ def _controls(agent: Agent, champion: Found | None) -> list[Control]:
     """The champion's settings with other criteria, down to the champion's FLOPs."""
     if champion is None:
         return []
-    return agent.controls(dict(champion.settings), champion.final.macs)
+    return Controls(agent, dict(champion.settings), champion.final,
+                    lambda: _stage(agent, champion)).all()
+
+
+def _verdict(agent: Agent, champion: Found | None, found: Iterable[Versus]) -> tuple[str, ...]:
+    if champion is None:
+        return ()
+    criterion = champion.settings.get("prune.criterion", agent.study.base.prune.criterion)
+    share = champion.final.macs / agent.experiment.whole.macs
+    return tuple(sentence(str(criterion), versus, share) for versus in found
+                 if versus.name != AGAIN)
 
 
 def _front(trials: Any, results: list[tuple[Any, Result]]) -> list[Found]:
@@ -119,8 +138,7 @@ def _stage(agent: Agent, found: Found) -> Stage:
     """The network's stage; walked again if the store had to let it go."""
     stage = agent.experiment.stage(found.final.key)
     if stage is None:
-        trial = agent.experiment.trial(apply(agent.study.base, dict(found.settings)),
-                                       budget=int(agent.budget_macs))
+        trial = agent.rewalked(dict(found.settings))
         stage = trial.finals[found.final.step]
     return stage
 
@@ -181,7 +199,7 @@ def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> s
     uri = logged[champion.final.key]
     share = champion.final.macs / agent.experiment.whole.macs
     agent.tracker.register(uri, agent.study.config.name, alias="champion", description=(
-        f"Best of {agent.study_id} within {agent.study.config.budget.flops:.0%} of the FLOPs: "
+        f"Of {agent.study_id}, {agent.question.text}: "
         f"{champion.final.accuracy:.2%} on validation at {share:.1%} of the FLOPs, "
         f"trial {champion.ordinal}, step {champion.final.step}."))
     return uri
@@ -225,8 +243,11 @@ def _row(agent: Agent, role: str, found: Found, test: float | None = None) -> Ro
                       found.run_id, test)
 
 
-def _control_row(agent: Agent, name: str, result: Result, run_id: str) -> Row:
-    return _final_row(agent, "control", name, {}, result.last, run_id, None)
+def _control_row(agent: Agent, control: Control) -> Row:
+    assert control.result is not None
+    which = {"replicate": control.replicate} if control.replicate else {}
+    return _final_row(agent, "control", control.name, which, control.result.last, control.run_id,
+                      None)
 
 
 def _final_row(agent: Agent, role: str, name: str, settings: Mapping[str, Any], final: Final,
@@ -259,12 +280,17 @@ def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
                "epochs_saved_factor": effort.saved,
                "epochs_saved_factor_with_baselines": effort.saved_with_baselines,
                "settings_finished": float(outcome.settings_finished),
+               "hypervolume": outcome.hypervolume, "curve_area": outcome.curve_area,
                "stages_made_again": float(_made_again(agent))}
     if best is not None:
         metrics |= {"champion_val_accuracy": best.accuracy, "champion_flops_share": best.share,
                     "champion_test_accuracy": float(best.test_accuracy or 0.0)}
+    for versus in outcome.comparisons:
+        metrics |= comparison_metrics(versus)
     journal.latest(metrics, _ended_ms(agent))
-    agent.tracker.set_tags(agent.run_id, {"view": outcome.view, "champion.weights": outcome.weights,
+    agent.tracker.set_tags(agent.run_id, {"question": outcome.question,
+                                          "verdict": "\n".join(outcome.verdict)[:4000],
+                                          "view": outcome.view, "champion.weights": outcome.weights,
                                           "champion.model": outcome.model})
     folder = Path(agent.home) / "studies" / agent.study_id
     folder.mkdir(parents=True, exist_ok=True)

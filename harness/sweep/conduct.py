@@ -31,7 +31,7 @@ def conduct(study: Study, place: Place, open_tracker: Callable[[], Tracker], scr
     name = study_id(study)
     place.check_writable()
     with told(place.url):
-        ledger = place.ledger(name)
+        ledger = place.ledger_of(study)
         done = finished(ledger, study)
         if done is not None:
             return done, False

@@ -3,6 +3,7 @@ found. Read by every process at work on the study; a trial is written by the one
 claim."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -66,16 +67,23 @@ class Ledger:
         """A try that was cut short from outside does not count."""
         trial.set_user_attr("tries", int(trial.user_attrs["tries"]) - 1)
 
-    def finish(self, trial: optuna.Trial, result: Result, budget: str, excess: float) -> None:
-        """Complete: value is the last step's accuracy, constraint its FLOPs over the budget."""
+    def finish(self, trial: optuna.Trial, result: Result, values: Sequence[float],
+               excess: Mapping[str, float]) -> None:
+        """Ended: values are what the sampler is told; excess: constraint -> how far it is broken.
+
+        A trial that one of Optuna's stoppers ended is told as such, with its curve for a value.
+        """
         trial.set_user_attr("result", result.as_json())
-        trial.set_constraint(budget, excess)
-        self._tell(trial, result.last.accuracy)
+        self._constrain(trial, excess)
+        if result.stopped and len(values) == 1:
+            self._tell(trial, TrialState.PRUNED, None)
+        else:
+            self._tell(trial, TrialState.COMPLETE, values)
 
     def fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr("reason", reason)
         trial.set_user_attr("ended", time.time())
-        self._tell(trial, None)
+        self._tell(trial, TrialState.FAIL, None)
 
     def copy(self, trial: optuna.Trial, of: FrozenTrial) -> None:
         """An exact duplicate takes the stored result; it is no setting of its own.
@@ -85,15 +93,23 @@ class Ledger:
         trial.set_user_attr("duplicate_of", ordinal_of(of))
         if not of.state.is_finished():
             return
-        if of.state == TrialState.COMPLETE:
-            for name, excess in of.constraints.items():
-                trial.set_constraint(name, excess)
-        self._tell(trial, of.value)
+        if of.state != TrialState.FAIL:
+            self._constrain(trial, of.constraints)
+        if of.state == TrialState.PRUNED:
+            told = self.trials()[ordinal_of(trial)].intermediate_values
+            for rung in of.intermediate_values.keys() - told.keys():
+                trial.report(of.intermediate_values[rung], rung)
+        self._tell(trial, of.state, of.values if of.state == TrialState.COMPLETE else None)
 
-    def _tell(self, trial: optuna.Trial, value: float | None) -> None:
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    @staticmethod
+    def _constrain(trial: optuna.Trial, excess: Mapping[str, float]) -> None:
+        for name, amount in excess.items():
+            trial.set_constraint(name, amount)
+
+    def _tell(self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None,
+              ) -> None:
         try:
-            self.study.tell(trial, value, state=state)
+            self.study.tell(trial, values, state=state)
         except (UpdateFinishedTrialError, ValueError):
             # Told before, but the answer of the storage was lost on its way.
             if self.trials()[ordinal_of(trial)].state != state:
@@ -116,7 +132,7 @@ class Ledger:
     def results(self) -> list[tuple[FrozenTrial, Result]]:
         """Finished settings with what they found, in order."""
         return [(t, Result.from_json(t.user_attrs["result"])) for t in self.originals()
-                if t.state == TrialState.COMPLETE]
+                if t.state != TrialState.FAIL]
 
     def before(self, ordinal: int) -> tuple[list[Settings], int]:
         """(settings of the trials before this one, duplicates right before it)."""

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harness.sweep.verdict import Versus
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,13 +33,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished study. `weights`: checksum of the champion's weights, for comparing two runs."""
+    """A finished study. `weights`: checksum of the champion's weights, for comparing two runs.
+
+    question: what it was asked for, in words. is_exhausted: there are no more settings to try.
+    comparisons: the champion's settings against each control; verdict: a sentence on each.
+    hypervolume, curve_area: of all its networks, see `analysis.pareto`.
+    """
 
     study: str
     study_id: str
-    budget: float
+    kind: str
+    question: str
     settings_finished: int
+    is_exhausted: bool
+    replicates: int
     rows: tuple[Row, ...]
+    comparisons: tuple[Versus, ...]
+    verdict: tuple[str, ...]
+    hypervolume: float
+    curve_area: float
     epochs_run: int
     epochs_naive: int
     baseline_epochs: int
@@ -65,4 +79,6 @@ class Outcome:
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Outcome":
         rows = tuple(Row(**row) for row in facts["rows"])
-        return cls(**{**facts, "rows": rows, "notes": tuple(facts["notes"])})
+        return cls(**{**facts, "rows": rows, "notes": tuple(facts["notes"]),
+                      "verdict": tuple(facts["verdict"]),
+                      "comparisons": tuple(map(Versus.from_json, facts["comparisons"]))})

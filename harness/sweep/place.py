@@ -9,6 +9,7 @@ from harness.store import locked
 from harness.sweep.claims import Claims
 from harness.sweep.leases import LEASE_S
 from harness.sweep.ledger import Ledger
+from harness.sweep.question import DIRECTIONS
 from harness.sweep.storage import default_url, open_claims, open_study, study_names
 
 
@@ -34,7 +35,13 @@ class Place:
         return self.home / "locks"
 
     def ledger(self, name: str) -> Ledger:
+        """The book of a study that was begun."""
         return Ledger(open_study(name, self.url, self.locks))
+
+    def ledger_of(self, study: Study) -> Ledger:
+        """The study's book; this begins it if it was not."""
+        directions = DIRECTIONS[study.config.kind]
+        return Ledger(open_study(study_id(study), self.url, self.locks, directions))
 
     def claims(self, name: str) -> Claims:
         return open_claims(name, self.url, self.locks, self.lease_s)

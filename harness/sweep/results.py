@@ -1,12 +1,12 @@
 """What a trial found, as plain facts that Optuna keeps beside it: enough to report without
 walking again, and to find every network in the stage store."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.experiment import Trial
-from harness.trajectories import Stage
+from harness.trajectories import Stage, Step
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,21 @@ class Final:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """One pruning step of a trial, retrained but not fine-tuned. accuracy: on validation."""
+
+    step: int
+    accuracy: float
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
 class Result:
-    """One finished trial. epochs: stage key -> epochs that training it took."""
+    """One finished trial. epochs: stage key -> epochs that training it took; curve: its steps.
+
+    stopped: somebody ended it before its time, and it was not fine-tuned.
+    """
 
     finals: tuple[Final, ...]
     reason: str
@@ -33,6 +46,8 @@ class Result:
     reused: int
     seconds: float
     epochs: Mapping[str, int]
+    curve: tuple[CurvePoint, ...] = ()
+    stopped: bool = False
 
     @property
     def last(self) -> Final:
@@ -43,7 +58,8 @@ class Result:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Result":
-        return cls(**{**facts, "finals": tuple(Final(**f) for f in facts["finals"])})
+        return cls(**{**facts, "finals": tuple(Final(**f) for f in facts["finals"]),
+                      "curve": tuple(CurvePoint(**p) for p in facts.get("curve", ()))})
 
 
 def result_of(trial: Trial, seconds: float) -> Result:
@@ -54,7 +70,13 @@ def result_of(trial: Trial, seconds: float) -> Result:
     stages = {s.key: s for s in trial.stages}
     return Result(finals, trial.reason, trial.reached, len(trial.steps) - 1,
                   sum(s.reused for s in stages.values()), seconds,
-                  {key: len(s.epochs) for key, s in stages.items()})
+                  {key: len(s.epochs) for key, s in stages.items()},
+                  tuple(point_of(step) for step in trial.steps), trial.stopped)
+
+
+def point_of(step: Step) -> CurvePoint:
+    """A step as a point of its trial's curve."""
+    return CurvePoint(step.number, step.accuracy, step.macs, step.params)
 
 
 def _final(percentage: float, step: int, stage: Stage, cost: Any) -> Final:
@@ -63,12 +85,16 @@ def _final(percentage: float, step: int, stage: Stage, cost: Any) -> Final:
 
 @dataclass(frozen=True)
 class Effort:
-    """Retrain and fine-tune epochs: trained, and what a sweep without sharing would train."""
+    """Retrain and fine-tune epochs: trained, and what a sweep without sharing would train.
+
+    baseline: epochs of one; baselines: how many were trained.
+    """
 
     run: int
     naive: int
     baseline: int
     trials: int
+    baselines: int = 1
 
     @property
     def saved(self) -> float:
@@ -79,10 +105,10 @@ class Effort:
     def saved_with_baselines(self) -> float:
         """The same, if every trial of the naive sweep trained a baseline of its own."""
         naive = self.naive + self.trials * self.baseline
-        return naive / max(1, self.run + self.baseline)
+        return naive / max(1, self.run + self.baselines * self.baseline)
 
 
-def effort_of(results: Iterable[Result], baseline_epochs: int) -> Effort:
+def effort_of(results: Iterable[Result], baseline_epochs: int, baselines: int = 1) -> Effort:
     """Count every stage once for the sweep, and once a trial for the naive one."""
     distinct: dict[str, int] = {}
     naive = trials = 0
@@ -90,13 +116,4 @@ def effort_of(results: Iterable[Result], baseline_epochs: int) -> Effort:
         distinct.update(result.epochs)
         naive += sum(result.epochs.values())
         trials += 1
-    return Effort(sum(distinct.values()), naive, baseline_epochs, trials)
-
-
-def best_within(results: Sequence[tuple[int, Result]], budget: float) -> tuple[int, Final] | None:
-    """(trial, network): the most accurate within `budget` MACs; of equals the cheaper one."""
-    found = [(number, final) for number, result in results for final in result.finals
-             if final.macs <= budget]
-    if not found:
-        return None
-    return min(found, key=lambda f: (-f[1].accuracy, f[1].macs, f[0]))
+    return Effort(sum(distinct.values()), naive, baseline_epochs, trials, baselines)

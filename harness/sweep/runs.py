@@ -54,7 +54,8 @@ class Runs:
                 "deleted. Set MLFLOW_TRACKING_URI to that store (by default it is mlflow.db in the "
                 "folder where it was begun), or begin anew with another --home.")
         run_id = self._open("study", run_id, name=self.study_id, role="study", tags={}, params={
-            "budget_flops": config.budget.flops, "sampler": config.sampler.name})
+            "kind": config.kind, "sampler": config.sampler.name,
+            **({"budget_flops": config.budget.flops} if config.kind == "budget" else {})})
         self.ledger.set("run_id", run_id)
         self.tracker.log_text(run_id, to_yaml(config), "study.yaml")
         self.tracker.log_text(run_id, to_yaml(self.study.base), "config.yaml")
@@ -92,16 +93,18 @@ class Runs:
             tracking.link_launcher(self.tracker, mine, self.run_id)
             self.ledger.set("launchers", [*(r for r in before if r != mine), mine])
 
-    def baseline(self, experiment: Experiment) -> None:
-        """Write the baseline's run, once for all processes."""
-        with holding(self.claims, "baseline-run"):
-            run_id = self.ledger.get("baseline_run")
+    def baseline(self, experiment: Experiment, replicate: int = 0) -> None:
+        """Write a baseline's run, once for all processes. replicate: 0 is the study's own."""
+        key = f"baseline-{replicate}" if replicate else "baseline"
+        with holding(self.claims, f"{key}-run"):
+            noted = "baseline_run" if not replicate else f"{key}/run"
+            run_id = self.ledger.get(noted)
             if run_id and self.tracker.status(run_id) == "FINISHED":
                 return
-            run_id = self._open("baseline", run_id, name="baseline", role="baseline",
-                                params=self._params(self.study.base, {}),
+            run_id = self._open(key, run_id, name=_again("baseline", replicate), role="baseline",
+                                params=self._params(experiment.config, {}),
                                 tags=facts(experiment.device))
-            self.ledger.set("baseline_run", run_id)
+            self.ledger.set(noted, run_id)
             with ending(self.tracker, run_id):
                 self._write_baseline(run_id, experiment)
 
@@ -124,11 +127,14 @@ class Runs:
         self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
         return run_id
 
-    def control(self, key: str, name: str, config: RunConfig, settings: Settings) -> str:
+    def control(self, key: str, name: str, config: RunConfig, settings: Settings,
+                replicate: int = 0) -> str:
         """The run of a control; key: what the study's book knows it by."""
-        run_id = self._open(key, self.ledger.get(f"{key}/run"), name=f"control {name}",
-                            role="control", params=self._params(config, settings),
-                            tags={"criterion": name, "settings": str(named(settings))})
+        run_id = self._open(key, self.ledger.get(f"{key}/run"), role="control",
+                            name=_again(f"control {name}", replicate),
+                            params=self._params(config, settings),
+                            tags={"criterion": name, "settings": str(named(settings)),
+                                  "replicate": str(replicate)})
         self.ledger.set(f"{key}/run", run_id)
         return run_id
 
@@ -155,3 +161,7 @@ class Runs:
 def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under the short names that tables and charts use."""
     return {short(path): value for path, value in settings.items()}
+
+
+def _again(name: str, replicate: int) -> str:
+    return f"{name}, replicate {replicate}" if replicate else name

@@ -7,7 +7,7 @@ contact with a fresh store is locked.
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,16 @@ REFUSALS = (*FAILURES, sqlite3.Error, OSError, ImportError, ValueError, RuntimeE
 SQLITE, JOURNAL = "sqlite:///", "journal:///"
 
 
-def open_study(name: str, url: str, locks: Path) -> optuna.Study:
-    """The study of this name, made if it is not there.
+def open_study(name: str, url: str, locks: Path,
+               directions: Sequence[StudyDirection] = (StudyDirection.MAXIMIZE,)) -> optuna.Study:
+    """The study of this name, made if it is not there. directions: then, of its objectives.
 
     Raises StudyError if the storage cannot be opened.
     """
     try:
         with locked(locks / "optuna.lock"):  # two first contacts at once can break a fresh store
             return optuna.create_study(study_name=name, storage=_storage(url), load_if_exists=True,
-                                       directions=[StudyDirection.MAXIMIZE])
+                                       directions=list(directions))
     except REFUSALS as error:
         raise _cannot_open(url, error) from error
 

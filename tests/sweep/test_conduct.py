@@ -1,7 +1,7 @@
 """Whatever interrupts a study, the same command again ends as if nothing had happened."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from harness.errors import StudyError, TrackingError
 from harness.experiment import Experiment, stages
 from harness.store import FolderStore
 from harness.sweep import agent as agents
-from harness.sweep import conclude as conclusions
 from harness.sweep import conduct as conducting
 from harness.sweep.claims import holding
 from harness.sweep.conduct import conduct
@@ -27,6 +26,8 @@ from harness.sweep.ledger import Ledger
 from harness.sweep.outcome import Outcome
 from harness.sweep.place import Place, study_id
 from harness.sweep.progress import progress
+from harness.sweep.question import Question
+from harness.sweep.results import Final, Result
 from harness.tracking import MemoryRun, MemoryTracker
 from sweep.conftest import Whole
 
@@ -223,8 +224,12 @@ def test_when_more_trials_find_another_champion_all_that_is_shown_is_the_new_one
         return read(self)
 
     monkeypatch.setattr(Data, "read_test", noted)
-    monkeypatch.setattr(conclusions, "best_within",
-                        lambda results, _: (results[-1][0], results[-1][1].last))
+
+    def last_of(_: Question, results: Iterable[tuple[int, Result]]) -> tuple[int, Final]:
+        number, result = [*results][-1]
+        return number, result.last
+
+    monkeypatch.setattr(Question, "best", last_of)
 
     def asked_for(trials: int) -> Outcome:
         space = {"prune.filters_per_step": [9], "prune.percentage": [30, 70]}

@@ -1,6 +1,9 @@
 """Facts of trials, and what is chosen and counted from them: literals worked out by hand."""
 
-from harness.sweep.results import Effort, Final, Result, best_within, effort_of
+import json
+from dataclasses import replace
+
+from harness.sweep.results import CurvePoint, Effort, Final, Result, effort_of
 
 
 def final(accuracy: float, macs: int, key: str = "k") -> Final:
@@ -12,22 +15,10 @@ def result(*finals: Final, epochs: dict[str, int] | None = None) -> Result:
 
 
 def test_a_result_survives_json() -> None:
-    before = result(final(0.5, 10), final(0.25, 5), epochs={"k": 2})
-    assert Result.from_json(before.as_json()) == before
+    before = replace(result(final(0.5, 10), final(0.25, 5), epochs={"k": 2}), stopped=True,
+                     curve=(CurvePoint(0, 0.9, 20, 7), CurvePoint(1, 0.5, 10, 3)))
+    assert Result.from_json(json.loads(json.dumps(before.as_json()))) == before
     assert before.last == final(0.25, 5)
-
-
-def test_the_best_is_the_most_accurate_within_the_budget() -> None:
-    results = [(0, result(final(0.9, 101), final(0.7, 60))), (1, result(final(0.8, 100)))]
-    assert best_within(results, 100) == (1, final(0.8, 100))
-    assert best_within(results, 99.5) == (0, final(0.7, 60))
-    assert best_within(results, 59) is None
-    assert best_within([], 100) is None
-
-
-def test_of_equals_the_cheaper_then_the_earlier_is_the_best() -> None:
-    results = [(n, result(final(0.8, macs))) for n, macs in enumerate([90, 50, 50])]
-    assert best_within(results, 100) == (1, final(0.8, 50))
 
 
 def test_shared_stages_are_run_once_and_naive_once_a_trial() -> None:
@@ -40,3 +31,9 @@ def test_shared_stages_are_run_once_and_naive_once_a_trial() -> None:
 def test_a_sweep_without_epochs_saves_nothing() -> None:
     effort = effort_of([], 0)
     assert (effort.saved, effort.saved_with_baselines) == (0.0, 0.0)
+
+
+def test_a_sweep_that_repeats_its_comparison_trains_a_baseline_a_time() -> None:
+    """8 epochs of trials, 3 baselines of 10; a naive sweep: as many, and a baseline each trial."""
+    effort = effort_of([result(epochs={"a": 8})] * 2, 10, baselines=3)
+    assert effort.saved_with_baselines == (16 + 2 * 10) / (8 + 3 * 10)

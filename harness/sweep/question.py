@@ -1,0 +1,109 @@
+"""What a study asks: how a trial is valued, which networks may be chosen, and which is the best."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+from optuna.study import StudyDirection
+
+from harness.settings import Constraints, StudyConfig
+from harness.sweep.results import Final, Result
+
+ACCURACY, FLOPS = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+DIRECTIONS = {"budget": (ACCURACY,), "pareto": (ACCURACY, FLOPS), "binary_search": (ACCURACY,)}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A study's question about a network whose baseline has these MACs, parameters, and accuracy on
+    validation, in [0, 1]."""
+
+    config: StudyConfig
+    macs: int
+    params: int
+    accuracy: float
+
+    @property
+    def text(self) -> str:
+        """The question in words."""
+        limits = [f"at most {100 * share:.4g} % of the {what}" for what, share in
+                  (("FLOPs", self.flops_limit), ("parameters", self._constraints.params))
+                  if share is not None]
+        if self._constraints.accuracy is not None:
+            limits.append(f"at least {self._constraints.accuracy:.2%} accuracy")
+        within = f" with {' and '.join(limits)}" if limits else ""
+        if self.config.kind == "budget":
+            return f"the most accurate network{within}"
+        points = f"{100 * self.config.tolerance:.4g} point{'s' * (self.config.tolerance != 0.01)}"
+        return (f"the smallest network{within} that is at most {points} less accurate than the "
+                "baseline")
+
+    @property
+    def flops_limit(self) -> float | None:
+        return flops_limit(self.config)
+
+    @property
+    def most_macs(self) -> float:
+        return inf if self.flops_limit is None else self.flops_limit * self.macs
+
+    @property
+    def most_params(self) -> float:
+        share = self._constraints.params
+        return inf if share is None else share * self.params
+
+    @property
+    def limits_cost(self) -> bool:
+        return min(self.most_macs, self.most_params) < inf
+
+    def affords(self, macs: int, params: int) -> bool:
+        """Whether a network of this cost may be chosen."""
+        return macs <= self.most_macs and params <= self.most_params
+
+    def values(self, final: Final) -> list[float]:
+        """What the sampler is told of a trial that ended with this network; see DIRECTIONS."""
+        values = [final.accuracy, final.macs / self.macs]
+        return values[:len(DIRECTIONS[self.config.kind])]
+
+    def excess(self, final: Final) -> dict[str, float]:
+        """Constraint -> how far it is broken, as a share; none is above 0 if all hold."""
+        given = self._constraints
+        found = {}
+        if self.flops_limit is not None:
+            found["flops_over_budget"] = final.macs / self.macs - self.flops_limit
+        if given.params is not None:
+            found["params_over_limit"] = final.params / self.params - given.params
+        if given.accuracy is not None:
+            found["accuracy_under_limit"] = given.accuracy - final.accuracy
+        return found
+
+    def holds(self, final: Final) -> bool:
+        """Whether this network may be chosen."""
+        least = self._constraints.accuracy
+        return self.affords(final.macs, final.params) and (least is None or final.accuracy >= least)
+
+    def is_close(self, accuracy: float) -> bool:
+        """Whether an accuracy is the baseline's, but for the tolerance."""
+        return accuracy >= self.accuracy - self.config.tolerance - 1e-12
+
+    def best(self, results: Iterable[tuple[int, Result]]) -> tuple[int, Final] | None:
+        """(trial, network): the champion among all that may be chosen, if there is one.
+
+        Of a budget study the most accurate, of equals the cheaper one; of others the cheapest that
+        is close to the baseline.
+        """
+        found = [(number, final) for number, result in results for final in result.finals
+                 if self.holds(final)]
+        if self.config.kind == "budget":
+            return min(found, key=lambda f: (-f[1].accuracy, f[1].macs, f[0]), default=None)
+        close = [f for f in found if self.is_close(f[1].accuracy)]
+        return min(close, key=lambda f: (f[1].macs, -f[1].accuracy, f[0]), default=None)
+
+    @property
+    def _constraints(self) -> Constraints:
+        return self.config.constraints
+
+
+def flops_limit(config: StudyConfig) -> float | None:
+    """Share of the baseline's FLOPs that a network may have; None if any."""
+    shares = [config.constraints.flops, config.budget.flops if config.kind == "budget" else None]
+    return min((share for share in shares if share is not None), default=None)
