@@ -8,7 +8,8 @@ size; where that is finite, each of its values has a place, counted from 0.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from math import floor, inf, isfinite, log10
+from math import exp, floor, inf, isfinite, log, log10
+from random import Random
 from typing import Any
 
 from harness.errors import unknown
@@ -49,6 +50,9 @@ class Ladder:
         """A value of it as it is written there."""
         place = self.place(value)
         return value if place is None else self.rungs[place]
+
+    def drawn(self, random: Random) -> Any:
+        return random.choice(self.rungs)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ class Range:
         rounded = round(float(value), DIGITS - 1 - floor(log10(scale)))
         return min(max(rounded, self.low), self.high)
 
+    def drawn(self, random: Random) -> Number:
+        if self.log:
+            return self.settled(exp(random.uniform(log(self.low), log(self.high))))
+        if self.step is None:
+            return self.settled(random.uniform(self.low, self.high))
+        return self.at(random.randrange(int(self.size)))
+
     def __str__(self) -> str:
         parts = (f"{name}: {str(value).lower()}" for name, value in self.as_table().items())
         return f"{{{', '.join(parts)}}}"
@@ -141,7 +152,8 @@ def dimension(given: Any) -> Dimension:
     if not isinstance(given.get("log", False), bool):
         wrong.append(f"log: {given['log']!r} must be true or false")
     if not wrong:
-        wrong += _wrong_steps(kinds[0], *given[kinds[0]], given.get("log"), given.get("step"))
+        low, high = given[kinds[0]]
+        wrong += _wrong_steps(kinds[0], low, high, given.get("log", False), given.get("step"))
     if wrong:
         raise ValueError("; ".join(wrong))
     is_whole, step = kinds[0] == "int", given.get("step")
@@ -161,14 +173,14 @@ def _wrong_ends(kind: str, ends: Any) -> list[str]:
                                   f"written [{low}]"]
 
 
-def _wrong_steps(kind: str, low: Number, high: Number, log: bool | None, step: Any) -> list[str]:
+def _wrong_steps(kind: str, low: Number, high: Number, is_log: bool, step: Any) -> list[str]:
     """What is wrong with the way from one end to the other; both are right."""
     wrong = []
-    if log and low <= 0:
+    if is_log and low <= 0:
         wrong.append(f"log: {low} must be > 0")
     if step is None:
         return wrong
-    if log:
+    if is_log:
         wrong.append("log takes no step; leave one of them")
     if not (_is_whole if kind == "int" else _is_number)(step) or step <= 0:
         return [*wrong, f"step: {step!r} must be a {'whole ' * (kind == 'int')}number > 0"]

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,12 +35,12 @@ from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
 from harness.sweep.results import Result, result_of
 from harness.sweep.runs import Runs, named
+from harness.sweep.smallest import smallest
 from harness.sweep.space import Settings, Space
 from harness.tracking import Tracker
 
 FAILURES_IN_A_ROW = 3
 IDLE_S = 0.5
-SIZE = ("prune.floors", "prune.round_to")  # settings that say how small a network can become
 CONSTRAINT = "flops_over_budget"  # share of the baseline's FLOPs above the budget; <= 0 is feasible
 NO_FAULT = (KeyboardInterrupt, StoreError, TrackingError, HandedBack)  # of the trial that is cut
 
@@ -82,8 +81,7 @@ class Agent:
     def __post_init__(self) -> None:
         self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
         config = self.study.config
-        self._space = Space(config.space, config.sampler.name, config.sampler.seed,
-                            config.sampler.n_startup_trials, config.enqueue)
+        self._space = Space.of(config)
         self._deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
 
     @contextmanager
@@ -182,7 +180,7 @@ class Agent:
         not depend on who goes on with what first.
         """
         for trial in self.ledger.trials()[:ordinal_of(begun)]:
-            if len(trial.params) < len(self._space.ladders):
+            if len(trial.params) < len(self._space.dimensions):
                 self._settings_of(trial)
         return self._settings_of(begun)
 
@@ -315,10 +313,7 @@ class Agent:
 
         Raises StudyError.
         """
-        space, base = self.study.config.space, self.study.base
-        ladders = {path: space[path] for path in space if path.startswith(SIZE)}
-        rungs = [dict(zip(ladders, values)) for values in product(*ladders.values())]
-        least = min(self.experiment.least_macs(apply(base, rung)) for rung in rungs)
+        least = min(map(self.experiment.least_macs, smallest(self.study.base, self.study.config)))
         if least > self.budget_macs:
             raise StudyError(
                 f"budget.flops: {self.study.config.budget.flops} cannot be met: the floors keep "

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import Outcome, Row
 from harness.sweep.results import Effort, Final, Result, best_within, effort_of
 from harness.sweep.runs import named
+from harness.sweep.space import Space
 from harness.trajectories import Stage
 
 
@@ -65,8 +65,7 @@ def finished(ledger: Ledger, study: Study) -> Outcome | None:
     if facts is None:
         return None
     outcome = Outcome.from_json(facts)
-    space = prod(len(ladder) for ladder in study.config.space.values())
-    is_all = (len(ledger.originals()) >= space
+    is_all = (len(ledger.originals()) >= Space.of(study.config).size
               and outcome.settings_finished == len(ledger.results()))
     return outcome if is_all or outcome.settings_finished >= study.config.trials else None
 
