@@ -46,10 +46,15 @@ class Ladder:
     def holds(self, value: Any) -> bool:
         return self.place(value) is not None
 
-    def settled(self, value: Any) -> Any:
-        """A value of it as it is written there."""
+    def own(self, value: Any) -> Any:
+        """The value of its own that equals one that it holds: 1 for 1.0."""
         place = self.place(value)
-        return value if place is None else self.rungs[place]
+        assert place is not None
+        return self.rungs[place]
+
+    def settled(self, value: Any) -> Any:
+        """The value of its own that a sampler means."""
+        return value
 
     def drawn(self, random: Random) -> Any:
         return random.choice(self.rungs)
@@ -102,8 +107,12 @@ class Range:
         return (self.step is None
                 or (_exact(value) - _exact(self.low)) % _exact(self.step) == 0)
 
+    def own(self, value: Number) -> Number:
+        """The number of its own that equals one that it holds: 1 for 1.0, or the other way."""
+        return int(value) if self.is_whole else float(value)
+
     def settled(self, value: Number) -> Number:
-        """The number of it that is meant: on the step, or of a few digits, as people write it."""
+        """The number of its own that a sampler means: on the step, or of a few digits."""
         if self.step is not None:
             return self.at(round((value - self.low) / self.step))
         scale = min(abs(value) or inf, self.high - self.low)

@@ -526,7 +526,8 @@ keys of the study itself (`budget.flops`, `sampler.seed`, `space.retrain.epochs=
 Under `space` a study gives each key that it searches a ladder of values, `[1, 2, 5]` or
 `[taylor, l1]`, or a range with its two ends: `{int: [16, 512]}`, `{float: [0.01, 0.2]}`, both with
 `log: true` if orders of magnitude are to be equally likely, or with a `step` that leads from one
-end to the other. `grid` and `brute` need ladders, whole numbers or steps.
+end to the other. `grid` and `brute` need ladders, whole numbers or steps; `nsga2` suggests at
+random until 50 trials are finished.
 
 A ratio is one number for all layers, or a table of module names, where a parent's covers its
 children and the longest name wins; `''` is the whole network. `harness check` tells all mistakes.

@@ -73,7 +73,7 @@ class Space:
             return trial
         text = f"{name}/{self.seed}/{begun.number}"
         seed = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
-        study.sampler = _Settled(self._sampler(begun.number, seed, seen, repeats), self.dimensions)
+        study.sampler = self._sampler(begun.number, seed, seen, repeats)
         trial, written = optuna.Trial(study, begun._trial_id), trial.distributions
         for path, found in self.dimensions.items():
             known = written.get(path)
@@ -86,11 +86,16 @@ class Space:
     def _sampler(self, number: int, seed: int, seen: Sequence[Settings], repeats: int,
                  ) -> BaseSampler:
         if number < len(self.enqueued):
-            usual = _SAMPLERS.get(self.sampler, _SAMPLERS["random"])(seed, self.startup)
-            return _Given(self.enqueued[number], usual)
+            given = {path: self.dimensions[path].own(value)
+                     for path, value in self.enqueued[number].items()}
+            return _Given(given, self._usual(self.sampler, seed))
         if self.sampler in LISTING or repeats >= DUPLICATES_IN_A_ROW:
-            return _Given(self._untried(seed, seen) or {}, RandomSampler(seed=seed))
-        return _SAMPLERS[self.sampler](seed, self.startup)
+            return _Given(self._untried(seed, seen) or {}, self._usual("random", seed))
+        return self._usual(self.sampler, seed)
+
+    def _usual(self, name: str, seed: int) -> BaseSampler:
+        sampler = _SAMPLERS.get(name, _SAMPLERS["random"])(seed, self.startup)
+        return _Settled(sampler, self.dimensions)
 
     def _untried(self, seed: int, seen: Sequence[Settings]) -> Settings | None:
         if self.sampler == "grid":
