@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from harness.dimensions import Dimension, Ladder, dimension
 from harness.errors import ConfigError, unknown
 from harness.plugins import is_reference
 from harness.settings import (
@@ -43,6 +45,7 @@ __all__ = ["SHORT", "Known", "Mistake", "RunConfig", "Study", "StudyConfig", "Tr
 
 Tree = dict[str, Any]
 SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
+LISTING = ("grid", "brute")  # samplers that try all settings
 OF_A_STUDY = ("kind", "budget", "constraints", "tolerance", "search", "stopper", "space", "trials",
               "hours", "sampler", "enqueue", "controls", "replicates")
 KINDS = {"configs": "configuration", "studies": "study"}
@@ -104,9 +107,9 @@ def load_study(name_or_path: str, *, profile: str | None = None, config: str | N
     wanted |= {} if trials is None else {"trials": trials}
     tree, no_profile = _with_profile(file.tree, profile)
     study, run, wrong = _overridden(tree, base.tree, wanted, known)
-    # A profile or an override may have taken a value from its ladder.
-    wrong += [m for m in _wrong_enqueued(_table(study.get("space")), study.get("enqueue"))
-              if m not in in_study]
+    # A profile or an override may have taken a value from its ladder, or a step from its range.
+    wrong += [m for m in _wrong_together(study)
+              if not any(t.text == m.text and t.key.endswith(m.key) for t in in_study)]
     tell((file.place, in_study), (base.place, base.mistakes),
          (OVERRIDES, unread + no_profile + wrong))
     return Study(StudyConfig.model_validate(study), RunConfig.model_validate(run), profile or None)
@@ -296,43 +299,77 @@ def _wrong_inside(study: Tree, base: Tree, known: Known) -> list[Mistake]:
     space, settings = _table(study.get("space")), _table(study.get("set"))
     found: list[Mistake] = []
     for where, part in _parts(study).items():
-        ladders, own = _table(part.get("space")), _table(part.get("set"))
-        for key, ladder in ladders.items():
+        searched, own = _table(part.get("space")), _table(part.get("set"))
+        for key, given in searched.items():
             found += [Mistake(f"{where}space.{key}", text)
-                      for text in _wrong_ladder(key, ladder, base, known)]
-        of_set = _set(RunConfig, base, settings | own, known)[1] + _searched(own, space | ladders)
+                      for text in _wrong_dimension(key, given, base, known)]
+        found += _endless(where, searched, value_at(study, "sampler.name"))
+        of_set = _set(RunConfig, base, settings | own, known)[1] + _searched(own, space | searched)
         found += [Mistake(f"{where}set.{m.key}", m.text) for m in of_set
                   if Mistake(f"set.{m.key}", m.text) not in found]
     return found + _wrong_enqueued(space, study.get("enqueue"))
 
 
+def _wrong_together(study: Tree) -> list[Mistake]:
+    """What is wrong between a study's fields that overrides and profiles change one by one."""
+    space = _table(study.get("space"))
+    return (_wrong_enqueued(space, study.get("enqueue"))
+            + _endless("", space, value_at(study, "sampler.name")))
+
+
+def _endless(where: str, space: Tree, sampler: Any) -> list[Mistake]:
+    """Ranges that samplers which list all settings would never be through with."""
+    if sampler not in LISTING:
+        return []
+    return [Mistake(f"{where}space.{key}", f"has no end of values, and sampler.name: {sampler} "
+                    "tries them all. Give it a step, or take another sampler.")
+            for key, given in space.items() if (found := _dimension(given)) and found.size == inf]
+
+
 def _wrong_enqueued(space: Tree, enqueued: Any) -> list[Mistake]:
-    """What is no value of a ladder."""
+    """What is no value of a dimension."""
     found = []
     for place, settings in enumerate(enqueued if isinstance(enqueued, list) else []):
         for key, value in _table(settings).items():
-            where, ladder = f"enqueue.{place}.{key}", space.get(key)
-            if not isinstance(ladder, list):
+            where, known = f"enqueue.{place}.{key}", _dimension(space.get(key))
+            if key not in space:
                 found.append(Mistake(where, unknown("key of space", key, space)))
-            elif value not in ladder:
-                found.append(Mistake(where, f"{shown(value)} is not on its ladder: "
-                                            f"{', '.join(map(shown, ladder))}."))
+            elif known and not known.holds(value):
+                what = (f"on its ladder: {', '.join(map(shown, known.rungs))}"
+                        if isinstance(known, Ladder) else f"in its range: {known}")
+                found.append(Mistake(where, f"{shown(value)} is not {what}."))
     return found
 
 
-def _wrong_ladder(key: str, ladder: Any, base: Tree, known: Known) -> list[str]:
+def _wrong_dimension(key: str, given: Any, base: Tree, known: Known) -> list[str]:
     if leaf_of(RunConfig, key) is None:
         return [unknown_key(RunConfig, key)]
     if key.partition(".")[0] not in SEARCHABLE:
         return [f"cannot be searched, for all trials share one baseline. Under space stand keys of "
                 f"{', '.join(SEARCHABLE)}; others go under set."]
-    values = ladder if isinstance(ladder, list) else []
-    return [m.text for value in values for m in _set(RunConfig, base, {key: value}, known)[1]]
+    found = _dimension(given)
+    return list(dict.fromkeys(m.text for value in (found.outermost if found else ())
+                              for m in _set(RunConfig, base, {key: value}, known)[1]))
+
+
+def _dimension(given: Any) -> Dimension | None:
+    """None for what is none; the schema tells what is wrong with it."""
+    try:
+        return dimension(given)
+    except ValueError:
+        return None
 
 
 def _searched(settings: Iterable[str], space: Tree) -> list[Mistake]:
-    return [Mistake(key, "has no effect, for every trial sets it. To fix it, give its ladder one "
-                         f"value: space.{key}=[VALUE].") for key in settings if key in space]
+    found = []
+    for key in settings:
+        # A table that a name stands in is replaced as a whole.
+        above = next((k for k in space if key == k or key.startswith(f"{k}.")), None)
+        if above:
+            what = "it" if above == key else above
+            found.append(Mistake(key, f"has no effect, for every trial sets {what}. To fix it, "
+                                      f"give its ladder one value: space.{key}=[VALUE]."))
+    return found
 
 
 def _parts(study: Tree) -> dict[str, Tree]:

@@ -24,6 +24,7 @@ from harness.analysis.criterion_lab import Comparison, compare
 from harness.checkpoint import load_pruned
 from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
 from harness.data import DATASETS, Data, load
+from harness.dimensions import dimension
 from harness.engine.cost import Cost
 from harness.engine.criteria import CRITERIA, Criterion, criterion_of
 from harness.engine.evidence import Batch, Evidence
@@ -390,12 +391,13 @@ def check_pruning(config: RunConfig | Study) -> None:
 def _variants(study: Study) -> Iterator[RunConfig]:
     """A study's run with every criterion and option that will be tried, and every key once or more.
 
-    Of other ladders the first rung is enough: what names a module is their key, not their values.
+    Of others one value is enough: what names a module is their key, not their values.
     """
-    ladders = {key: ladder if key.startswith("prune.criterion") else ladder[:1]
-               for key, ladder in study.config.space.items()}
-    for values in product(*ladders.values()):
-        yield apply(study.base, dict(zip(ladders, values)))
+    every = {key: dimension(given).outermost for key, given in study.config.space.items()}
+    tried = {key: values if key.startswith("prune.criterion") else values[:1]
+             for key, values in every.items()}
+    for values in product(*tried.values()):
+        yield apply(study.base, dict(zip(tried, values)))
     for name in study.config.controls:
         if name != SCRATCH:
             yield control_of(study.base, name, {})

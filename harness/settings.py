@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -26,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness.dimensions import Range, dimension
 from harness.errors import unknown
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
@@ -75,6 +77,11 @@ def _distinct(ladder: list[Any]) -> list[Any]:
     return ladder
 
 
+def _range(given: Any) -> Any:
+    found = dimension(given)
+    return found.as_table() if isinstance(found, Range) else given
+
+
 Plain = Annotated[Any, AfterValidator(_plain)]
 Options = dict[str, Plain]
 Name = Annotated[str, Field(pattern=NAME)]
@@ -87,8 +94,9 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Between = Annotated[float, Field(gt=0, lt=1)]
 PartOfWhole = Annotated[float, Field(gt=0, le=1)]
 Percentage = Annotated[float, Field(gt=0, le=100)]
-# The forms of a ratio, as pydantic names them in errors.
+# The forms of a ratio and of a dimension, as pydantic names them in errors.
 ONE, BY_NAME, IN_ORDER = "<one>", "<by name>", "<in order>"
+LADDER, RANGE = "<ladder>", "<range>"
 Ratio = Annotated[
     Annotated[Share, Tag(ONE)] | Annotated[dict[str, Share], Tag(BY_NAME)],
     Discriminator(lambda value: BY_NAME if isinstance(value, dict) else ONE)]
@@ -99,6 +107,10 @@ LayerRatio = Annotated[
 Resource = Literal["filters", "channels", "params", "macs", "flops", "memory", "latency"]
 Ladder = Annotated[list[Annotated[Any, AfterValidator(_rung)]], Field(min_length=1),
                    AfterValidator(_distinct)]
+Dimension = Annotated[
+    Annotated[Ladder, Tag(LADDER)]
+    | Annotated[dict[str, Any], BeforeValidator(_range), Tag(RANGE)],
+    Discriminator(lambda value: LADDER if isinstance(value, list) else RANGE)]
 # Because the order of writing must not change what a sampler suggests.
 Sorted = AfterValidator(lambda space: dict(sorted(space.items())))
 
@@ -378,8 +390,8 @@ class Profile(Section):
     """Different settings to try."""
     hours: Positive | None = None
     """No new trial is begun after so many hours."""
-    space: Annotated[dict[str, Ladder], Sorted] = {}
-    """Ladders that replace those of the same key."""
+    space: Annotated[dict[str, Dimension], Sorted] = {}
+    """Ladders and ranges that replace those of the same key."""
     set: Options = {}
     """Further settings of the base run."""
     controls: list[str] | None = None
@@ -415,8 +427,8 @@ class StudyConfig(Section):
     """The way of a binary search."""
     stopper: Stopper = Stopper()
     """Who stops trials early."""
-    space: Annotated[dict[str, Ladder], Sorted, Field(validate_default=True)] = {}
-    """Ladders of values by key of the run; under prune, retrain or finetune."""
+    space: Annotated[dict[str, Dimension], Sorted, Field(validate_default=True)] = {}
+    """Ladders of values, and ranges, by key of the run; under prune, retrain or finetune."""
     trials: Counted = 12
     """Different settings to try."""
     hours: Positive | None = None
@@ -574,9 +586,12 @@ _MUST = {
 }
 
 
+_FORMS = (ONE, BY_NAME, IN_ORDER, LADDER, RANGE, "[key]")
+
+
 def _mistake(model: type[Section], error: dict[str, Any]) -> Mistake:
     """A sentence of ours for an error of pydantic's."""
-    path = [str(part) for part in error["loc"] if part not in (ONE, BY_NAME, IN_ORDER, "[key]")]
+    path = [str(part) for part in error["loc"] if part not in _FORMS]
     key = ".".join(path)
     value, facts = shown(error["input"]), error.get("ctx", {})
     match error["type"]:
@@ -618,6 +633,12 @@ A YAML file is one whole run or study. What is not written has its default.
 `mlflow run . -P set="KEY=VALUE KEY=VALUE"` and `--set "KEY=VALUE"` override single keys; a value
 is YAML, a list is written `[1, 2]`. In a study the same words override the run that it varies, and
 keys of the study itself (`budget.flops`, `sampler.seed`, `space.retrain.epochs=[1]`).
+
+Under `space` a study gives each key that it searches a ladder of values, `[1, 2, 5]` or
+`[taylor, l1]`, or a range with its two ends: `{int: [16, 512]}`, `{float: [0.01, 0.2]}`, both with
+`log: true` if orders of magnitude are to be equally likely, or with a `step` that leads from one
+end to the other. `grid` and `brute` need ladders, whole numbers or steps; `nsga2` suggests at
+random until 50 trials are finished.
 
 A ratio is one number for all layers, or a table of module names, where a parent's covers its
 children and the longest name wins; `''` is the whole network. `harness check` tells all mistakes.

@@ -340,6 +340,106 @@ def test_an_enqueued_value_that_a_profile_takes_from_its_ladder_is_told(desk: Pa
         study_of(text, profile="short")
 
 
+def test_a_dimension_may_be_a_range_in_file_profile_and_override(desk: Path) -> None:
+    text = STUDY.replace("prune.percentage: [70, 80]", "prune.floors.layer_min.features.0: "
+                         "{float: [0, 0.5], step: 0.1}").replace(
+        "space: {retrain.epochs: [1]}", "space: {retrain.epochs: {int: [1, 3], log: false}}")
+    study = study_of(text, 'space.prune.step.flops={float: [0.01, 0.1], log: true}',
+                     profile="short")
+    assert study.config.space == {
+        "prune.floors.layer_min.features.0": {"float": [0.0, 0.5], "step": 0.1},
+        "prune.step.flops": {"float": [0.01, 0.1], "log": True},
+        "retrain.epochs": {"int": [1, 3]}}
+    write("studies/again.yaml", to_yaml(study.config))
+    assert load_study("again", known=KNOWN).config == study.config
+
+
+KEYS = ["prune.floors.layer_min.features.0", "prune.floors.min_channels", "prune.step.flops",
+        "prune.ratios.features.0", "prune.criterion_options.p", "prune.round_to", "retrain.lr",
+        "retrain.label_smoothing", "finetune.epochs", "prune.ranking_examples"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_number_that_leaves_the_baseline_alone_can_be_searched(desk: Path, key: str) -> None:
+    """Its settings are those of the run, wherever in it the key is."""
+    kind = "{int: [1, 2]}" if key.endswith(("channels", "round_to", "epochs", "examples")) else (
+        "{float: [0.25, 0.5], step: 0.25}")
+    study = study_of(f"config: base\nspace: {{{key}: {kind}}}")
+    (given,) = study.config.space.values()
+    high = next(iter(given.values()))[1]
+    assert key in keys_of(apply(study.base, {key: high}).model_dump())
+
+
+@pytest.mark.parametrize("key", ["seed", "replicate", "device", "threads", "memory_format",
+                                 "autocast", "data.seed", "model.width", "baseline.epochs"])
+def test_what_makes_another_baseline_cannot_be_searched(desk: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="all trials share one baseline"):
+        study_of(f"config: base\nspace: {{{key}: {{int: [1, 2]}}}}")
+
+
+def test_the_words_that_mean_the_same_range_are_the_same_study(desk: Path) -> None:
+    plain, wordy = (STUDY.replace("[1, 2]", given) for given in (
+        "{int: [1, 2]}", "{step: 1, int: [1, 2], log: false}"))
+    assert fingerprint(study_of(plain)) == fingerprint(study_of(wordy))
+    other = STUDY.replace("[1, 2]", "{int: [1, 2], log: true}")
+    assert fingerprint(study_of(plain)) != fingerprint(study_of(other))
+
+
+def test_all_mistakes_of_ranges_are_told_at_once(desk: Path) -> None:
+    """In the study, in its profile, in what is enqueued and in the overrides."""
+    text = """
+config: base
+sampler: {name: grid}
+space:
+  prune.percentage: {float: [0, 150], step: 50}
+  retrain.epochs: {float: [1, 3], step: 1}
+  retrain.lr: {float: [0.1, 0.01], log: yes}
+  finetune.lr: {float: [0.01, 0.1]}
+  prune.criterion: {int: [1, 2]}
+profiles:
+  short: {space: {prune.round_to: {int: [0, 8]}, retrain.weight_decay: {float: [0, 1]}}}
+enqueue: [{prune.round_to: 1}, {prune.percentage: 75, finetune.lr: 0.05}, {finetune.lr: 1}]
+"""
+    with pytest.raises(ConfigError) as error:
+        study_of(text, "space.finetune.epochs={int: [1, 5], step: 3}", profile="short")
+    told = said(error)
+    assert "150.0 must be <= 100" in told.pop("space.prune.percentage")
+    assert told.pop("space.retrain.epochs") == "3.0 must be a whole number."
+    assert "0.1 must be below 0.01" in (lr := told.pop("space.retrain.lr"))
+    assert "log: 'yes' must be true or false" in lr
+    assert "sampler.name: grid tries them all. Give it a step" in told.pop("space.finetune.lr")
+    assert told.pop("space.prune.criterion") == "2 must be text."
+    assert told.pop("profiles.short.space.prune.round_to") == "0 must be >= 1."
+    assert "has no end of values" in told.pop("profiles.short.space.retrain.weight_decay")
+    assert "Nearest: prune.criterion" in told.pop("enqueue.0.prune.round_to")
+    assert told.pop("enqueue.1.prune.percentage") == (
+        "75 is not in its range: {float: [0.0, 150.0], step: 50.0}.")
+    assert told.pop("enqueue.2.finetune.lr") == "1 is not in its range: {float: [0.01, 0.1]}."
+    assert "step: 3 does not lead from 1 to 5, but to 4 or 7" in told.pop("space.finetune.epochs")
+    assert told == {}
+    assert "0.0 must be > 0." in str(error.value), "the lower end"
+    assert str(error.value).count("has no end of values") == 2, "each is told once"
+
+
+@pytest.mark.parametrize("override", [
+    "sampler.name=brute", "space.retrain.lr={float: [1, 2]}"])
+def test_a_range_without_end_that_overrides_give_to_a_sampler_that_lists_is_told(
+        desk: Path, override: str) -> None:
+    text = "config: base\nsampler: {name: %s}\nspace: {retrain.lr: %s}"
+    text %= ("tpe", "{float: [0.1, 0.2]}") if "sampler" in override else ("grid", "[0.1, 0.2]")
+    study_of(text)
+    with pytest.raises(ConfigError, match="1 mistake in the overrides") as error:
+        study_of(text, override)
+    assert "has no end of values" in said(error)["space.retrain.lr"]
+
+
+def test_a_name_in_a_table_that_a_dimension_replaces_is_told_to_have_no_effect(desk: Path) -> None:
+    text = "config: base\nspace: {prune.floors.layer_min: {float: [0, 0.5]}}"
+    with pytest.raises(ConfigError, match="every trial sets prune.floors.layer_min"):
+        study_of(text, "prune.floors.layer_min.features.0=0.9")
+    study_of(text.replace("layer_min:", "layer_min.features.0:"), "prune.floors.layer_min=0.9")
+
+
 def test_unknown_profiles_say_the_nearest(desk: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown profile 'shrot'. Nearest: short"):
         study_of(STUDY, profile="shrot")
@@ -355,6 +455,10 @@ def test_unknown_profiles_say_the_nearest(desk: Path) -> None:
     ("space: {retrain.lr: []}", "space.retrain.lr", "[] must hold at least one entry."),
     ("space: {retrain.lr: 0.1}", "space.retrain.lr", "0.1 must be a list"),
     ("space: {retrain.lr: [1, 1.0]}", "space.retrain.lr", "the ladder has 1.0 more than once."),
+    ("space: {retrain.lr: {int: [0, 2]}}", "space.retrain.lr", "0 must be > 0."),
+    ("space: {retrain.lr: {}}", "space.retrain.lr", "two ends under int or float"),
+    ("space: {retrain.lr: {low: 1, high: 2}}", "space.retrain.lr", "unknown key of a range 'low'"),
+    ("space: {prune.step.flopz: [0.1]}", "space.prune.step.flopz", "Nearest: flops"),
     ("space: {}", "space", "{} must hold at least one entry."),
     ("set: {model.widht: 1}", "set.model.widht", "Nearest: model.width"),
     ("set: {model.width: 9}", "set.model.width", "9 must be <= 4."),

@@ -362,6 +362,19 @@ def test_a_studys_ladders_and_controls_are_checked_against_network_and_criteria(
     assert lines[3].startswith("prune.floors.layer_min: unknown module '33'. Nearest: 3.")
 
 
+def test_both_ends_of_a_criterions_option_are_checked_and_one_of_other_ranges() -> None:
+    """lp takes a p above 0; the name of a module is wrong at any value."""
+    check_pruning(tiny.study(space={"prune.floors.layer_min.3": {"float": [0, 0.5]}}))
+    space = {"prune.floors.layer_min.33": {"float": [0, 0.5]}, "prune.criterion": ["lp"],
+             "prune.criterion_options.p": {"int": [-1, 2]}}
+    with pytest.raises(ConfigError) as caught:
+        check_pruning(tiny.study(space=space, controls=[]))
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[0] == "2 mistakes in the study tiny", lines
+    assert lines[1].startswith("prune.criterion_options: ")
+    assert lines[2].startswith("prune.floors.layer_min: unknown module '33'. Nearest: 3.")
+
+
 @pytest.mark.parametrize("words", [
     ["check", "studies/tiny.yaml"], ["check", "configs/tiny.yaml"], ["study", "tiny"],
     ["run", "tiny"], ["baseline", "tiny"]], ids=" ".join)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,13 +31,14 @@ from harness.errors import (
 )
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
-from harness.sweep.bisection import next_percentage, percentages
+from harness.sweep.bisection import next_percentage
 from harness.sweep.claims import Claim, Claims, FileClaims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
 from harness.sweep.question import Question, flops_limit
 from harness.sweep.results import CurvePoint, Result, point_of, result_of
 from harness.sweep.runs import Runs, named
+from harness.sweep.smallest import smallest
 from harness.sweep.space import Settings, Space
 from harness.sweep.stopping import Stop, pruner_of, stop_of
 from harness.tracking import Tracker
@@ -47,7 +47,6 @@ from harness.trajectories import Step
 FAILURES_IN_A_ROW = 3
 IDLE_S = 0.5
 PERCENTAGE = "prune.percentage"
-SIZE = ("prune.floors", "prune.round_to")  # settings that say how small a network can become
 NO_FAULT = (KeyboardInterrupt, StoreError, TrackingError, HandedBack)  # of the trial that is cut
 
 
@@ -68,10 +67,7 @@ class Agent:
     def __post_init__(self) -> None:
         self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
         config = self.study.config
-        space = ({PERCENTAGE: percentages(config.search)} if config.kind == "binary_search"
-                 else config.space)
-        self._space = Space(space, config.sampler.name, config.sampler.seed,
-                            config.sampler.n_startup_trials, config.enqueue)
+        self._space = Space.of(config)
         self.ledger.study.pruner = pruner_of(config) or NopPruner()
         self._deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
 
@@ -184,7 +180,7 @@ class Agent:
         not depend on who goes on with what first.
         """
         for trial in self.ledger.trials()[:ordinal_of(begun)]:
-            if len(trial.params) < len(self._space.ladders):
+            if len(trial.params) < len(self._space.dimensions):
                 self._settings_of(trial)
         return self._settings_of(begun)
 
@@ -301,10 +297,7 @@ class Agent:
 
         Raises StudyError.
         """
-        space, base = self.study.config.space, self.study.base
-        ladders = {path: space[path] for path in space if path.startswith(SIZE)}
-        rungs = [dict(zip(ladders, values)) for values in product(*ladders.values())]
-        least = min(self.experiment.least_macs(apply(base, rung)) for rung in rungs)
+        least = min(map(self.experiment.least_macs, smallest(self.study.base, self.study.config)))
         share, limit = least / self.experiment.whole.macs, flops_limit(self.study.config)
         if limit is not None and share > limit:
             key = "budget.flops" if self.study.config.kind == "budget" else "constraints.flops"
