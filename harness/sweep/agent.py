@@ -31,6 +31,7 @@ from harness.errors import (
 )
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
+from harness.sweep.bookkeeping import Book, Stopwatch
 from harness.sweep.claims import Claim, Claims, FileClaims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
@@ -78,29 +79,41 @@ class Agent:
     screen: Screen
     most_trials: int | None = None
     name: str = field(default_factory=lambda: f"agent-{uuid4().hex[:8]}")
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
+        # Where machines share a home, a file's lock would be held by a machine that sleeps.
+        self._locks_files = isinstance(self.claims, FileClaims)
+        self.ledger = self.watch.watched("optuna", self.ledger)
+        self.claims = self.watch.watched_claims(self.claims)
+        self.tracker = self.watch.watched("mlflow", self.tracker)
+        self.book = Book(self.watch, self.ledger, self.claims)
         self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
         config = self.study.config
-        self._space = Space(config.space, config.sampler.name, config.sampler.seed,
-                            config.sampler.n_startup_trials, config.enqueue)
+        self._space = self.watch.watched("optuna", Space(
+            config.space, config.sampler.name, config.sampler.seed,
+            config.sampler.n_startup_trials, config.enqueue))
         self._deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """At work: the study's run in MLflow is RUNNING."""
         with self.runs.opened(self.name) as self.run_id:
-            yield
+            try:
+                yield
+            except HandedBack:  # whoever fails leaves his book as it is: its storage may be away
+                self.book.note()
+                raise
+            self.book.note()
 
     def run(self) -> bool:
         """Everything up to the last trial. False if trials are left, for this agent's time is up.
 
         Raises HandedBack if the study is told to stop.
         """
-        # Where machines share a home, a file's lock would be held by a machine that sleeps.
-        hold = (None if isinstance(self.claims, FileClaims)
-                else lambda key: holding(self.claims, f"stage-{key}"))
-        self.experiment = Experiment(self.study.base, stages(self.home, hold), self.screen)
+        hold = None if self._locks_files else lambda key: holding(self.claims, f"stage-{key}")
+        store = self.watch.watched("store", stages(self.home, hold))
+        self.experiment = Experiment(self.study.base, store, self.screen)
         self._check_budget()
         self._say_baseline()
         self.runs.baseline(self.experiment)
@@ -136,6 +149,7 @@ class Agent:
                 worked = None
             finally:
                 claim.release()
+            self.book.note_now_and_then()
             if worked is None:
                 continue
             tried, failures = tried + 1, 0 if worked else failures + 1
@@ -240,7 +254,8 @@ class Agent:
         return True
 
     def _walk(self, run_id: str, config: RunConfig, claim: Claim, macs: int | None = None) -> Trial:
-        journal = Journal(self.tracker, run_id, self.experiment.whole)
+        journal = self.watch.watched(  # with the pictures that it draws
+            "mlflow", Journal(self.tracker, run_id, self.experiment.whole))
         budget = int(self.budget_macs) if macs is None else None  # a control is no candidate
 
         def on_step(step: Any) -> None:
