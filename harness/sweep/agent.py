@@ -184,10 +184,9 @@ class Agent:
 
     def _lacks_trials(self) -> bool:
         """Whether the study will lack some, should all that are at work end well."""
-        ended = len(self.ledger.originals())
-        at_work = len(self.ledger.settings()) - ended
-        return (len(self.ledger.results()) + at_work < self.study.config.trials
-                and ended + at_work < self._space.size)
+        now = self.ledger.tally()
+        return (now.found + now.at_work < self.study.config.trials
+                and now.ended + now.at_work < self._space.size)
 
     def _suggest(self, begun: FrozenTrial) -> optuna.Trial:
         """Its settings, be they new or not.
@@ -195,9 +194,8 @@ class Agent:
         First those of trials before it whose asker died: what is a duplicate, and of which, must
         not depend on who goes on with what first.
         """
-        for trial in self.ledger.trials()[:ordinal_of(begun)]:
-            if len(trial.params) < len(self._space.ladders):
-                self._settings_of(trial)
+        for trial in self.ledger.without_settings(len(self._space.ladders), ordinal_of(begun)):
+            self._settings_of(trial)
         return self._settings_of(begun)
 
     def _settings_of(self, begun: FrozenTrial) -> optuna.Trial:
@@ -250,7 +248,7 @@ class Agent:
         share = result.last.macs / self.experiment.whole.macs
         self.ledger.finish(trial, result, CONSTRAINT, share - self.study.config.budget.flops)
         self.screen.trial_done(self.line(ordinal, "trial", settings, result))
-        self.screen.study(self.study_id, len(self.ledger.results()), self.study.config.trials)
+        self.screen.study(self.study_id, self.ledger.tally().found, self.study.config.trials)
         return True
 
     def _walk(self, run_id: str, config: RunConfig, claim: Claim, macs: int | None = None) -> Trial:

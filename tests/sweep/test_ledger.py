@@ -1,6 +1,8 @@
 """The study's book: what is in it, who is in the way, and a storage that cannot be opened."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 
 import optuna
 import pytest
@@ -127,6 +129,62 @@ def test_a_duplicate_of_a_trial_at_work_waits_for_it(ledger: Ledger) -> None:
     assert again is not None
     ledger.copy(copy, again)
     assert (ledger.trials()[1].state, ledger.trials()[1].value) == (TrialState.COMPLETE, 0.75)
+
+
+def test_an_old_book_and_a_fresh_one_tell_the_same_whatever_others_write(
+        ledger: Ledger, tmp_path: Path) -> None:
+    """Trials end out of order, by another process, and this one looks at any moment or never."""
+    random, other, idle = Random(3), again(tmp_path), again(tmp_path)
+    going: list[optuna.Trial] = []
+    for step in range(60):
+        if not going or random.random() < 0.5:
+            going.append(begin(other, random.choice([1, 2, 3])))
+            earlier = other.earlier(going[-1])
+            if earlier is not None and random.random() < 0.5:
+                other.copy(going[-1], earlier)
+                if earlier.state.is_finished():
+                    going.pop()
+        else:
+            trial = going.pop(random.randrange(len(going)))
+            if "duplicate_of" in trial.user_attrs or random.random() < 0.3:
+                other.fail(trial, "why not")
+            else:
+                other.finish(trial, FOUND, "flops", 0.0)
+        if random.random() < 0.5 or step > 55:
+            books = [ledger, again(tmp_path), *([idle] if step > 55 else [])]
+            probe = FrozenTrial(10 ** 6, TrialState.RUNNING, None, None, None, {"a": 1}, {}, {}, {},
+                                {}, 0)
+            told = [(b.tally(), numbers(b.unfinished()), numbers(b.originals()),
+                     numbers(t for t, _ in b.results()), [r for _, r in b.results()],
+                     b.earlier(probe).number,  # type: ignore[arg-type, union-attr]
+                     numbers(b.without_settings(1, 100))) for b in books]
+            assert all(t == told[0] for t in told)
+            every = ledger.trials()
+            ended = [t for t in every if t.state.is_finished() and "duplicate_of" not in
+                     t.user_attrs]
+            assert told[0][2] == numbers(ended)
+            assert told[0][3] == numbers(t for t in ended if t.state == TrialState.COMPLETE)
+            assert told[0][0].at_work == len([t for t in every if "duplicate_of" not in
+                                              t.user_attrs]) - len(ended)
+            assert told[0][5] == min(t.number for t in every if t.params == {"a": 1} and
+                                     "duplicate_of" not in t.user_attrs)
+    assert ledger.tally().found > 5
+
+
+def numbers(trials: Iterable[FrozenTrial]) -> list[int]:
+    return [ordinal_of(t) for t in trials]
+
+
+def test_a_trial_that_has_ended_is_looked_at_once(ledger: Ledger,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (1, 2, 3):
+        ledger.finish(begin(ledger, value), FOUND, "flops", 0.0)
+    assert len(ledger.results()) == 3
+    monkeypatch.setattr(Result, "from_json", None)
+    assert len(ledger.results()) == ledger.tally().found == 3
+    monkeypatch.undo()
+    ledger.finish(begin(ledger, 1), FOUND, "flops", 0.0)
+    assert ledger.tally().found == 4
 
 
 # --- the storage ----------------------------------------------------------------------------------
