@@ -150,8 +150,8 @@ class Experiment:
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
         self.template = network(config, data)
         example = data.val.inputs[:8].contiguous()
-        self._latency_file = (store.root.parent / "latency.json"
-                              if isinstance(store, FolderStore) else None)
+        root = getattr(store, "root", None)
+        self._latency_file = root.parent / "latency.json" if root else None
         self._lab = Lab(self.template, example, Training(config, self.data, watcher), store=store,
                         ignore=config.prune.ignore, place=self.place,
                         latency_file=self._latency_file)

@@ -32,6 +32,7 @@ from harness.errors import (
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
 from harness.sweep.bisection import next_percentage
+from harness.sweep.bookkeeping import Book, Stopwatch
 from harness.sweep.claims import Claim, Claims, FileClaims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
@@ -63,11 +64,18 @@ class Agent:
     screen: Screen
     most_trials: int | None = None
     name: str = field(default_factory=lambda: f"agent-{uuid4().hex[:8]}")
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
+        # Where machines share a home, a file's lock would be held by a machine that sleeps.
+        self._locks_files = isinstance(self.claims, FileClaims)
+        self.ledger = self.watch.watched("optuna", self.ledger)
+        self.claims = self.watch.watched_claims(self.claims)
+        self.tracker = self.watch.watched("mlflow", self.tracker)
+        self.book = Book(self.watch, self.ledger, self.claims)
         self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
         config = self.study.config
-        self._space = Space.of(config)
+        self._space = self.watch.watched("optuna", Space.of(config))
         self.ledger.study.pruner = pruner_of(config) or NopPruner()
         self._deadline = time.time() + 3600 * config.hours if config.hours else float("inf")
 
@@ -75,7 +83,12 @@ class Agent:
     def opened(self) -> Iterator[None]:
         """At work: the study's run in MLflow is RUNNING."""
         with self.runs.opened(self.name) as self.run_id:
-            yield
+            try:
+                yield
+            except HandedBack:  # whoever fails leaves his book as it is: its storage may be away
+                self.book.note()
+                raise
+            self.book.note()
 
     def run(self) -> bool:
         """Everything up to the last trial. False if trials are left, for this agent's time is up.
@@ -92,9 +105,9 @@ class Agent:
     def experiment_of(self, base: RunConfig) -> Experiment:
         """What runs of this configuration share, with stages that no two agents make at once."""
         # Where machines share a home, a file's lock would be held by a machine that sleeps.
-        hold = (None if isinstance(self.claims, FileClaims)
-                else lambda key: holding(self.claims, f"stage-{key}"))
-        return Experiment(base, stages(self.home, hold), self.screen)
+        hold = None if self._locks_files else lambda key: holding(self.claims, f"stage-{key}")
+        store = self.watch.watched("store", stages(self.home, hold))
+        return Experiment(base, store, self.screen)
 
     @cached_property
     def question(self) -> Question:
@@ -127,6 +140,7 @@ class Agent:
                 worked = None
             finally:
                 claim.release()
+            self.book.note_now_and_then()
             if worked is None:
                 continue
             tried, failures = tried + 1, 0 if worked else failures + 1
@@ -161,17 +175,16 @@ class Agent:
 
     def _lacks_trials(self) -> bool:
         """Whether the study will lack some, should all that are at work end well."""
-        at_work = len(self.ledger.settings()) - len(self.ledger.originals())
-        return (len(self.ledger.results()) + at_work < self.study.config.trials
-                and not self.is_exhausted)
+        now = self.ledger.tally()
+        return now.found + now.at_work < self.study.config.trials and not self.is_exhausted
 
     @property
     def is_exhausted(self) -> bool:
         """Whether there are no other settings to try, as far as it can be told now."""
-        begun = len(self.ledger.settings())
+        now = self.ledger.tally()
         if self.study.config.kind == "binary_search":
-            return begun > len(self.ledger.originals()) or self._probe(begun) is None
-        return begun >= self._space.size
+            return now.at_work > 0 or self._probe(now.ended) is None
+        return now.ended + now.at_work >= self._space.size
 
     def _suggest(self, begun: FrozenTrial) -> optuna.Trial:
         """Its settings, be they new or not.
@@ -179,9 +192,8 @@ class Agent:
         First those of trials before it whose asker died: what is a duplicate, and of which, must
         not depend on who goes on with what first.
         """
-        for trial in self.ledger.trials()[:ordinal_of(begun)]:
-            if len(trial.params) < len(self._space.dimensions):
-                self._settings_of(trial)
+        for trial in self.ledger.without_settings(len(self._space.dimensions), ordinal_of(begun)):
+            self._settings_of(trial)
         return self._settings_of(begun)
 
     def _settings_of(self, begun: FrozenTrial) -> optuna.Trial:
@@ -190,7 +202,8 @@ class Agent:
         space = self._space
         if self.study.config.kind == "binary_search":
             probe = begun.params.get(PERCENTAGE) or self._probe(number)
-            space = replace(space, enqueued=[*([{}] * number), {PERCENTAGE: probe}])
+            space = replace(Space.of(self.study.config),
+                            enqueued=[*([{}] * number), {PERCENTAGE: probe}])
         return space.suggest(self.ledger.study, begun, self.study_id, seen, repeats)
 
     def _probe(self, number: int) -> float | None:
@@ -246,7 +259,7 @@ class Agent:
         self.ledger.finish(trial, result, self.question.values(result.last),
                            self.question.excess(result.last))
         self.screen.trial_done(self.line(ordinal, "trial", settings, result))
-        self.screen.study(self.study_id, len(self.ledger.results()), self.study.config.trials)
+        self.screen.study(self.study_id, self.ledger.tally().found, self.study.config.trials)
         return True
 
     def _stop_of(self, trial: optuna.Trial, begun: FrozenTrial) -> Stop:
@@ -264,7 +277,8 @@ class Agent:
         study's own. stop: may end the walk at any step.
         """
         experiment = experiment or self.experiment
-        journal = Journal(self.tracker, run_id, experiment.whole)
+        journal = self.watch.watched(  # with the pictures that it draws
+            "mlflow", Journal(self.tracker, run_id, experiment.whole))
 
         def on_step(step: Step) -> str:
             self._attend(claim)

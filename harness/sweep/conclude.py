@@ -18,6 +18,7 @@ from harness.experiment import stages
 from harness.journal import Journal
 from harness.store import write_whole
 from harness.sweep.agent import Agent
+from harness.sweep.bookkeeping import metrics as costs_of
 from harness.sweep.claims import holding
 from harness.sweep.controls import AGAIN, Control, Controls
 from harness.sweep.ledger import Ledger, ordinal_of
@@ -92,6 +93,7 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
     reached = [(f.macs / whole, f.accuracy) for _, r in results for f in r.finals]
     reached.append((1.0, baseline.accuracy))
     comparisons = compared(controls, champion.final, whole) if champion else ()
+    agent.book.note()
     outcome = Outcome(
         study=agent.study.config.name, study_id=agent.study_id,
         kind=agent.study.config.kind, question=agent.question.text,
@@ -101,7 +103,7 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
         curve_area=curve_area(reached), epochs_run=effort.run, epochs_naive=effort.naive,
         baseline_epochs=effort.baseline, saved=effort.saved,
         saved_with_baselines=effort.saved_with_baselines,
-        seconds=sum(r.seconds for r in walked),
+        seconds=sum(r.seconds for r in walked), bookkeeping=costs_of(agent.ledger),
         experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
         checkpoint=checkpoint, weights=weights, notes=tuple(notes))
     _write(agent, outcome, effort)
@@ -285,6 +287,7 @@ def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
     if best is not None:
         metrics |= {"champion_val_accuracy": best.accuracy, "champion_flops_share": best.share,
                     "champion_test_accuracy": float(best.test_accuracy or 0.0)}
+    metrics |= outcome.bookkeeping
     for versus in outcome.comparisons:
         metrics |= comparison_metrics(versus)
     journal.latest(metrics, _ended_ms(agent))

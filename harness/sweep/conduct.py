@@ -8,6 +8,7 @@ from harness.console import Screen
 from harness.errors import HandedBack
 from harness.experiment import check_pruning
 from harness.sweep.agent import Agent
+from harness.sweep.bookkeeping import Stopwatch
 from harness.sweep.claims import holding
 from harness.sweep.conclude import conclude, finished
 from harness.sweep.ledger import Ledger
@@ -30,8 +31,10 @@ def conduct(study: Study, place: Place, open_tracker: Callable[[], Tracker], scr
     check_pruning(study)
     name = study_id(study)
     place.check_writable()
+    watch = Stopwatch()
     with told(place.url):
-        ledger = place.ledger_of(study)
+        with watch.on("optuna"):
+            ledger = place.ledger_of(study)
         done = finished(ledger, study)
         if done is not None:
             return done, False
@@ -40,7 +43,10 @@ def conduct(study: Study, place: Place, open_tracker: Callable[[], Tracker], scr
         claims = place.claims(name)
         with holding(claims, "settings"):
             _say_what_changed(study, name, place, ledger, screen)
-        agent = Agent(study, name, place.home, ledger, claims, open_tracker(), screen, most_trials)
+        with watch.on("mlflow"):
+            tracker = open_tracker()
+        agent = Agent(study, name, place.home, ledger, claims, tracker, screen, most_trials,
+                      watch=watch)
         screen.study(name, len(ledger.results()), study.config.trials)
         with suppress(_Left), agent.opened():
             if not agent.run():

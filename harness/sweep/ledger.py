@@ -3,7 +3,9 @@ found. Read by every process at work on the study; a trial is written by the one
 claim."""
 
 import time
-from collections.abc import Mapping, Sequence
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -17,11 +19,29 @@ from harness.sweep.space import Settings, same
 MOST_TRIES = 3
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many settings (duplicates are none): at work, ended, and of these with a result."""
+
+    at_work: int
+    ended: int
+    found: int
+
+
 class Ledger:
-    """A study's book, over an Optuna study."""
+    """A study's book, over an Optuna study.
+
+    A trial that has ended never changes, so each is looked at once: a look costs what is new and
+    what is at work, and the copy of a list.
+    """
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
+        self._looked = 0  # trials with smaller numbers have been looked at
+        self._going: list[int] = []  # of these, those that had not ended then
+        self._originals: list[FrozenTrial] = []  # and those that had, duplicates left out
+        self._results: list[tuple[FrozenTrial, Result]] = []
+        self._first: dict[str, int] = {}  # settings -> number of the original that has them
 
     # The study's own facts.
 
@@ -35,27 +55,61 @@ class Ledger:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, in order."""
-        return sorted(self.study.get_trials(deepcopy=False), key=ordinal_of)
+        return self.study.get_trials(deepcopy=False)
+
+    def _look(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """(all trials, those that have not ended); what ended since the last look is noted."""
+        every = self.trials()
+        going = []
+        for trial in (every[n] for n in [*self._going, *range(self._looked, len(every))]):
+            if trial.state.is_finished():
+                self._note(trial)
+            else:
+                going.append(trial)
+        self._looked, self._going = len(every), [ordinal_of(t) for t in going]
+        return every, going
+
+    def _note(self, trial: FrozenTrial) -> None:
+        """Take in a trial that has ended."""
+        if _is_duplicate(trial):
+            return
+        insort(self._originals, trial, key=ordinal_of)
+        settings = same(trial.params)
+        self._first[settings] = min(ordinal_of(trial), self._first.get(settings, ordinal_of(trial)))
+        if trial.state != TrialState.FAIL:
+            result = Result.from_json(trial.user_attrs["result"])
+            insort(self._results, (trial, result), key=lambda found: ordinal_of(found[0]))
 
     def begin(self) -> FrozenTrial:
         """A new trial, without settings yet. Whoever takes its claim goes on with it."""
         self.study.sampler = RandomSampler()  # one that learns would compute here for nothing
-        number = self.study.ask().number
-        return self.trials()[number]
+        asked = self.study.ask()
+        return asked.storage.get_trial(asked._trial_id)
+
+    def again(self, trial: FrozenTrial) -> FrozenTrial:
+        """The same trial as it is now; `trial` itself is as it was when it was read."""
+        return self.study._storage.get_trial(trial._trial_id)
 
     def unfinished(self) -> list[FrozenTrial]:
         """Trials that are at work, or were when their process died; their settings and run stay.
 
         A duplicate of one that is still at work waits for it, and is not among them.
         """
-        every = self.trials()
-        return [t for t in every if not t.state.is_finished()
-                and not ("duplicate_of" in t.user_attrs
-                         and not every[t.user_attrs["duplicate_of"]].state.is_finished())]
+        every, going = self._look()
+        return [t for t in going if not (
+            _is_duplicate(t) and not every[t.user_attrs["duplicate_of"]].state.is_finished())]
+
+    def without_settings(self, count: int, until: int) -> list[FrozenTrial]:
+        """Trials before number `until` whose asker died before he had drawn all `count` of them."""
+        return [t for t in self._look()[1] if ordinal_of(t) < until and len(t.params) < count]
 
     def is_finished(self, trial: FrozenTrial) -> bool:
         """Now; `trial` itself is as it was when it was read."""
-        return self.trials()[ordinal_of(trial)].state.is_finished()
+        return self.again(trial).state.is_finished()
+
+    def note_run(self, trial: optuna.Trial, run_id: str) -> None:
+        """The trial's run in MLflow, which it keeps over all tries."""
+        trial.set_user_attr("run_id", run_id)
 
     def try_again(self, trial: optuna.Trial) -> bool:
         """Count a try; False if there have been too many."""
@@ -112,37 +166,54 @@ class Ledger:
             self.study.tell(trial, values, state=state)
         except (UpdateFinishedTrialError, ValueError):
             # Told before, but the answer of the storage was lost on its way.
-            if self.trials()[ordinal_of(trial)].state != state:
+            if self.study._storage.get_trial(trial._trial_id).state != state:
                 raise
 
     def earlier(self, trial: optuna.Trial) -> FrozenTrial | None:
         """The trial before this one that has exactly its settings, if there is one."""
         wanted = same(trial.params)
-        return next((t for t in self.settings() if ordinal_of(t) < ordinal_of(trial)
-                     and same(t.params) == wanted), None)
+        every, going = self._look()
+        numbers = [ordinal_of(t) for t in _originals_of(going) if same(t.params) == wanted]
+        numbers += [self._first[wanted]] if wanted in self._first else []
+        first = min(numbers, default=ordinal_of(trial))
+        return every[first] if first < ordinal_of(trial) else None
 
     def settings(self) -> list[FrozenTrial]:
         """Trials that are no duplicates, at work or ended."""
-        return [t for t in self.trials() if "duplicate_of" not in t.user_attrs]
+        return _originals_of(self._look()[0])
 
     def originals(self) -> list[FrozenTrial]:
         """Trials that ended and are no duplicates."""
-        return [t for t in self.settings() if t.state.is_finished()]
+        self._look()
+        return list(self._originals)
 
     def results(self) -> list[tuple[FrozenTrial, Result]]:
         """Finished settings with what they found, in order."""
-        return [(t, Result.from_json(t.user_attrs["result"])) for t in self.originals()
-                if t.state != TrialState.FAIL]
+        self._look()
+        return list(self._results)
+
+    def tally(self) -> Tally:
+        """The same, counted."""
+        _, going = self._look()
+        return Tally(len(_originals_of(going)), len(self._originals), len(self._results))
 
     def before(self, ordinal: int) -> tuple[list[Settings], int]:
         """(settings of the trials before this one, duplicates right before it)."""
         earlier = self.trials()[:ordinal]
         repeats = 0
         for trial in reversed(earlier):
-            if "duplicate_of" not in trial.user_attrs:
+            if not _is_duplicate(trial):
                 break
             repeats += 1
-        return [t.params for t in earlier if "duplicate_of" not in t.user_attrs], repeats
+        return [t.params for t in _originals_of(earlier)], repeats
+
+
+def _is_duplicate(trial: FrozenTrial) -> bool:
+    return "duplicate_of" in trial.user_attrs
+
+
+def _originals_of(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in trials if not _is_duplicate(t)]
 
 
 def ordinal_of(trial: optuna.Trial | FrozenTrial) -> int:

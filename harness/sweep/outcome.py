@@ -37,7 +37,8 @@ class Outcome:
 
     question: what it was asked for, in words. is_exhausted: there are no more settings to try.
     comparisons: the champion's settings against each control; verdict: a sentence on each.
-    hypervolume, curve_area: of all its networks, see `analysis.pareto`.
+    hypervolume, curve_area: of all its networks, see `analysis.pareto`. bookkeeping: what writing
+    down has cost the agents, see `sweep.bookkeeping.metrics`.
     """
 
     study: str
@@ -58,6 +59,7 @@ class Outcome:
     saved: float
     saved_with_baselines: float
     seconds: float
+    bookkeeping: Mapping[str, float]
     experiment_id: str
     view: str
     model: str

@@ -123,7 +123,7 @@ class Runs:
         run_id = self._open(
             f"trial-{number}", trial.user_attrs.get("run_id"), name=f"trial {number}", role="trial",
             tags={"ordinal": str(number)}, params=self._params(config, trial.params))
-        trial.set_user_attr("run_id", run_id)
+        self.ledger.note_run(trial, run_id)
         self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
         return run_id
 
