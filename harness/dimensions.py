@@ -178,8 +178,9 @@ def _wrong_ends(kind: str, ends: Any) -> list[str]:
         what = "whole" if kind == "int" else "finite"
         return [f"{kind}: {ends!r} must be two {what} numbers: [low, high]"]
     low, high = ends
-    return [] if low < high else [f"{kind}: {low} must be below {high}; one value alone is "
-                                  f"written [{low}]"]
+    if low == high:
+        return [f"{kind}: {low} is both ends; one value alone is written [{low}]"]
+    return [] if low < high else [f"{kind}: {low} must be below {high}"]
 
 
 def _wrong_steps(kind: str, low: Number, high: Number, is_log: bool, step: Any) -> list[str]:

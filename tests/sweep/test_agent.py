@@ -131,6 +131,46 @@ def test_the_value_is_the_last_steps_and_the_constraint_its_flops_over_the_budge
         assert list(trial.constraints.values()) == [pytest.approx(share - 0.3)]
 
 
+RANGES: dict[str, Any] = {
+    "prune.filters_per_step": {"int": [6, 14]}, "prune.percentage": {"int": [50, 80], "step": 10},
+    "prune.floors.layer_min": {"float": [0.05, 0.35], "step": 0.15},
+    "prune.floors.layer_min.3": {"float": [0.1, 0.5]},
+    "retrain.lr": {"float": [0.01, 0.2], "log": True}, "prune.criterion": ["l1", "taylor"]}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "nsga2"])
+def test_a_study_over_ranges_logs_plain_numbers_and_prunes_by_them(tmp_path: Path,
+                                                                   sampler: str) -> None:
+    """One layer's own floor stands beside that of all; what MLflow shows is what was tried."""
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=3, controls=[], space=RANGES,
+                       sampler={"name": sampler, "n_startup_trials": 1})
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 3
+    trials = [trial for trial, _ in machine.ledger(study).results()]
+    for trial, run in zip(trials, machine.runs("trial"), strict=True):
+        for short, path in (("filters_per_step", "prune.filters_per_step"),
+                            ("layer_min", "prune.floors.layer_min"), ("retrain.lr", "retrain.lr"),
+                            ("prune.floors.layer_min.3", "prune.floors.layer_min.3")):
+            assert float(run.params[short]) == trial.params[path]
+            assert len(run.params[short]) <= len("0.0123456")
+        assert run.params["prune.floors.layer_min"] == str({
+            "": trial.params["prune.floors.layer_min"],
+            "3": trial.params["prune.floors.layer_min.3"]})
+    assert machine.conduct(study) == (outcome, False)
+
+
+def test_a_grid_over_ranges_ends_when_all_is_tried(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=9, controls=[], sampler={"name": "grid"}, space={
+        "prune.filters_per_step": {"int": [9, 13], "step": 4},
+        "prune.floors.layer_min": {"float": [0.1, 0.3], "step": 0.2}})
+    outcome, _ = machine.conduct(study)
+    assert [(t.params["prune.filters_per_step"], t.params["prune.floors.layer_min"])
+            for t in machine.ledger(study).trials()] == [(9, 0.1), (9, 0.3), (13, 0.1), (13, 0.3)]
+    assert machine.conduct(study) == (outcome, False)
+
+
 def test_a_budget_under_the_floors_is_refused_before_anything_is_trained(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Floors of a half leave 4, 6 and 8 of 8, 12 and 16 filters; MACs are counted by hand."""

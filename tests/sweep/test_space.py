@@ -14,8 +14,8 @@ from harness.sweep.space import DUPLICATES_IN_A_ROW, Settings, Space, same
 
 LADDERS: Mapping[str, list[Any]] = {"a": [1, 2, 4, 8], "b": ["x", "y", None], "c": [0.1, True]}
 STEPPED: Mapping[str, Any] = {
-    "a": {"int": [2, 8], "step": 2}, "b": ["x", None], "c": {"float": [0.1, 0.3], "step": 0.1},
-    "d": [7]}
+    "a": {"int": [2, 8], "step": 2}, "d": [7], "b": ["x", None],
+    "c": {"float": [0.1, 0.3], "step": 0.1}}
 MIXED: Mapping[str, Any] = {
     **STEPPED, "e": {"int": [16, 512], "log": True}, "f": {"float": [1e-4, 0.1], "log": True},
     "g": {"float": [0, 1]}}
