@@ -7,6 +7,7 @@ runs a study of 100,000 made-up trials with 1,000 agents to its end. `--small` t
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -64,6 +65,10 @@ def limits(calls: Sequence[Calls]) -> list[dict[str, Any]]:
     return found
 
 
+def _key(call: dict[str, Any]) -> tuple[str, int, int]:
+    return call["storage"], call["trials"], call["agents"]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a minute; the page stays as it is")
@@ -77,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
+    load = f"{os.getloadavg()[0]:.1f}"  # of others, at the start
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     trials = asked.trials or ((100, 1000) if asked.small else TRIALS)
@@ -84,12 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = ({} if asked.small or not asked.facts.exists()
                              else json.loads(asked.facts.read_text()))
     if asked.part in ("calls", "all"):
-        calls = []
+        calls = {_key(c): Calls(**c) for c in found.get("calls", [])}
         with tempfile.TemporaryDirectory() as folder:
             for one in measure(asked.storages, trials, agents, Path(folder)):
-                calls.append(one)
+                calls[_key(asdict(one))] = one
                 print(one.line(), flush=True)
-        found |= {"calls": [asdict(c) for c in calls], "limits": limits(calls)}
+        found |= {"calls": [asdict(c) for c in calls.values()], "limits": limits([*calls.values()])}
     if asked.part in ("samplers", "all"):
         found["samplers"] = [{"sampler": s, "trials": n, "seconds": took}
                              for s, n, took in samplers(trials)]
@@ -102,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("\n".join(run.wrong[:20]))
     if asked.small:
         return
-    found["machine"] = machine.facts()
+    found |= {"machine": machine.facts(), "load": load}
     asked.facts.write_text(json.dumps(found, indent=1))
     page = asked.facts.with_suffix(".md")
     page.write_text(scheduler_page.page(found))

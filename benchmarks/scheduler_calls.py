@@ -33,6 +33,7 @@ from harness.sweep.storage import open_claims, open_study
 T = TypeVar("T")
 ROUNDS = 5
 BEAT_S = 15.0  # a lease is renewed so often; an agent holds two: itself and its trial
+MOST_AGENTS = {"sqlite": 100}  # of one machine
 AT_ONCE = ("postgresql",)  # serves many at once: what one agent alone may hold is the turn to ask
 
 
@@ -71,7 +72,7 @@ def measure(storages: Sequence[str], trials: Sequence[int], agents: Sequence[int
     for storage in storages:
         with _places(storage, folder) as fresh:
             for known in trials:
-                for others in agents:
+                for others in [n for n in agents if n <= MOST_AGENTS.get(storage, n)]:
                     with stub_study.stubbed():
                         yield _one(storage, known, others, fresh())
 

@@ -18,12 +18,12 @@ class _End(BaseException):
 class VirtualTime:
     def __init__(self) -> None:
         self.now = 0.0
+        self.is_running = False
         self._order = count()
         self._asleep: list[tuple[float, int, _Process]] = []
-        self._hub = threading.Semaphore(0)
         self._living = 0
         self._is_over = False
-        self.is_running = False
+        self._over = _closed()
         self._failures: list[BaseException] = []
 
     # As the module `time`.
@@ -31,8 +31,7 @@ class VirtualTime:
     def sleep(self, seconds: float) -> None:
         process = self._current
         self._put_to_sleep(process, self.now + seconds)
-        self._hub.release()
-        process.turn.acquire()
+        self._wake_next(process)
         if self._is_over:
             raise _End
 
@@ -54,14 +53,12 @@ class VirtualTime:
     def run(self) -> None:
         """Until all processes have ended. Raises what the first of them raised that failed."""
         self.is_running = True
-        while self._living and not self._failures:
-            self.now, _, self._current = heapq.heappop(self._asleep)
-            self._current.turn.release()
-            self._hub.acquire()
+        self._wake_next()
+        self._over.acquire()
         self._is_over, self.is_running = True, False
         for _, _, process in self._asleep:
             process.turn.release()
-            self._hub.acquire()
+            self._over.acquire()
         if self._failures:
             raise self._failures[0]
 
@@ -69,16 +66,34 @@ class VirtualTime:
         if failure is not None:
             self._failures.append(failure)
         self._living -= not process.is_servant
-        self._hub.release()
+        if self._failures or not self._living or self._is_over:
+            self._over.release()
+        else:
+            self._wake_next()
 
     def _put_to_sleep(self, process: "_Process", until: float) -> None:
         heapq.heappush(self._asleep, (until, next(self._order), process))
+
+    def _wake_next(self, me: "_Process | None" = None) -> None:
+        """Let the next process go on; return when it is `me` again."""
+        self.now, _, self._current = heapq.heappop(self._asleep)
+        if self._current is not me:
+            self._current.turn.release()
+            if me is not None:
+                me.turn.acquire()
+
+
+def _closed() -> threading.Lock:
+    """A gate: to acquire it is to wait until somebody releases it."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 class _Process:
     def __init__(self, clock: VirtualTime, work: Callable[[], None], is_servant: bool) -> None:
         self._clock, self._work, self.is_servant = clock, work, is_servant
-        self.turn = threading.Semaphore(0)
+        self.turn = _closed()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:

@@ -96,6 +96,7 @@ class LeaseClaims:
     def maybe_free(self, names: Sequence[str]) -> Sequence[str]:
         with self._lock:
             rows = self.table.read()
+            self._seen = {name: seen for name, seen in self._seen.items() if name in rows}
             return [name for name in names if name not in self._held
                     and (name not in rows or self._is_stale(name, rows[name]))]
 
@@ -205,8 +206,8 @@ class FolderLeases:
 
     def read(self, name: str | None = None) -> Mapping[str, Lease]:
         rows = json.loads(self.file.read_text() or "{}")  # empty: being made by another process
-        return {name: Lease(row["token"], row["count"], Holder(**row["holder"]))
-                for name, row in rows.items()}
+        return {key: Lease(row["token"], row["count"], Holder(**row["holder"]))
+                for key, row in rows.items() if name in (None, key)}
 
     def swap(self, name: str, before: Lease | None, after: Lease | None) -> bool:
         lock = JournalFileSymlinkLock(str(self.file))
