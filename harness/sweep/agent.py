@@ -46,7 +46,7 @@ from harness.tracking import Tracker
 from harness.trajectories import Step
 
 FAILURES_IN_A_ROW = 3
-IDLE_S = 0.5
+IDLE_S, LONGEST_IDLE_S = 0.5, 5.0  # a thousand idle agents must not keep a storage busy
 PERCENTAGE = "prune.percentage"
 NO_FAULT = (KeyboardInterrupt, StoreError, TrackingError, HandedBack)  # of the trial that is cut
 
@@ -119,7 +119,7 @@ class Agent:
     # The loop.
 
     def _work(self) -> bool:
-        tried = failures = 0
+        tried, failures, idle_s = 0, 0, IDLE_S
         while tried != self.most_trials:
             self.obey()
             taken = self._next()
@@ -129,9 +129,10 @@ class Agent:
                         hours = self.study.config.hours
                         self.screen.message(f"{hours} hours are over: no more trials.")
                     return True
-                time.sleep(IDLE_S)  # others are at work: should one die, its trial is taken over
+                time.sleep(idle_s)  # others are at work: should one die, its trial is taken over
+                idle_s = min(1.2 * idle_s, LONGEST_IDLE_S)
                 continue
-            trial, claim = taken
+            (trial, claim), idle_s = taken, IDLE_S
             try:
                 worked = self._attempt(trial, claim)
             except (ClaimLost, UpdateFinishedTrialError):
@@ -151,8 +152,9 @@ class Agent:
 
     def _next(self) -> tuple[FrozenTrial, Claim] | None:
         """A trial that nobody is at work on, or a new one; None if others have all that is left."""
-        for trial in self.ledger.unfinished():
-            claim = self.claims.take(f"trial-{ordinal_of(trial)}")
+        left = {f"trial-{ordinal_of(trial)}": trial for trial in self.ledger.unfinished()}
+        for name in self.claims.maybe_free(list(left)):
+            trial, claim = left[name], self.claims.take(name)
             if claim is None:
                 continue
             if not self.ledger.is_finished(trial):

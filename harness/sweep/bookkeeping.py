@@ -5,7 +5,7 @@ Every agent adds its own to the study's book, so the sums are the study's.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -93,6 +93,10 @@ class _WatchedClaims:
         with self.watch.on("optuna"):
             claim = self.claims.take(name)
         return self.watch.watched("optuna", claim) if claim else None
+
+    def maybe_free(self, names: Sequence[str]) -> Sequence[str]:
+        with self.watch.on("optuna"):
+            return self.claims.maybe_free(names)
 
     def holders(self) -> Mapping[str, Holder]:
         with self.watch.on("optuna"):

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,6 +57,9 @@ class Claims(Protocol):
 
     def take(self, name: str) -> Claim | None:
         """The claim, if it is free."""
+
+    def maybe_free(self, names: Sequence[str]) -> Sequence[str]:
+        """Those of the claims that are worth trying to take, by one look at all."""
 
     def holders(self) -> Mapping[str, Holder]:
         """Claim -> who holds it now."""
@@ -107,6 +110,9 @@ class FileClaims:
         os.ftruncate(file, 0)
         os.write(file, json.dumps(asdict(Holder.here())).encode())
         return _FileClaim(file)
+
+    def maybe_free(self, names: Sequence[str]) -> Sequence[str]:
+        return names  # to try a lock is as quick as to look
 
     def holders(self) -> Mapping[str, Holder]:
         found = {}

@@ -8,7 +8,7 @@ was stopped for longer than its lease finds, before it writes, that it has lost 
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -41,7 +41,8 @@ class Lease:
 class LeaseTable(Protocol):
     """Where the leases of a study are written, while they are held."""
 
-    def read(self) -> Mapping[str, Lease]: ...
+    def read(self, name: str | None = None) -> Mapping[str, Lease]:
+        """All rows by their names; or that of one name, if it is there."""
 
     def swap(self, name: str, before: Lease | None, after: Lease | None) -> bool:
         """Write `after` if the row still is `before` (None: there is none); in one piece."""
@@ -80,7 +81,7 @@ class LeaseClaims:
 
     def take(self, name: str) -> Claim | None:
         with self._lock:
-            before = self.table.read().get(name)
+            before = self.table.read(name).get(name)
             if name in self._held or (before and not self._is_stale(name, before)):
                 return None
             now, lease = time.monotonic(), Lease(uuid4().hex, 0, Holder.here())
@@ -91,6 +92,13 @@ class LeaseClaims:
                 self._thread = threading.Thread(target=self._renew_all, daemon=True, name="leases")
                 self._thread.start()
             return self._held[name]
+
+    def maybe_free(self, names: Sequence[str]) -> Sequence[str]:
+        with self._lock:
+            rows = self.table.read()
+            self._seen = {name: seen for name, seen in self._seen.items() if name in rows}
+            return [name for name in names if name not in self._held
+                    and (name not in rows or self._is_stale(name, rows[name]))]
 
     def holders(self) -> Mapping[str, Holder]:
         return {name: lease.holder for name, lease in self.table.read().items()}
@@ -115,7 +123,7 @@ class LeaseClaims:
 
     def _swap(self, name: str, before: Lease | None, after: Lease) -> bool:
         """Written, too, if only the answer of the storage was lost on its way."""
-        return self.table.swap(name, before, after) or self.table.read().get(name) == after
+        return self.table.swap(name, before, after) or self.table.read(name).get(name) == after
 
     def _is_stale(self, name: str, lease: Lease) -> bool:
         """Whether this process itself has seen the lease unchanged for longer than it lasts."""
@@ -154,10 +162,13 @@ class SqlLeases:
         self._table.create(self.engine, checkfirst=True)
 
     @patient
-    def read(self) -> Mapping[str, Lease]:
+    def read(self, name: str | None = None) -> Mapping[str, Lease]:
         table = self._table
+        wanted = sql.select(table).where(table.c.study == self.study)
+        if name is not None:
+            wanted = wanted.where(table.c.name == name)
         with self.engine.connect() as connection:
-            rows = connection.execute(sql.select(table).where(table.c.study == self.study)).all()
+            rows = connection.execute(wanted).all()
         return {row.name: Lease(row.token, row.renewals, Holder(**json.loads(row.holder)))
                 for row in rows}
 
@@ -193,10 +204,10 @@ class FolderLeases:
         with suppress(FileExistsError), self.file.open("x") as file:
             file.write("{}")
 
-    def read(self) -> Mapping[str, Lease]:
+    def read(self, name: str | None = None) -> Mapping[str, Lease]:
         rows = json.loads(self.file.read_text() or "{}")  # empty: being made by another process
-        return {name: Lease(row["token"], row["count"], Holder(**row["holder"]))
-                for name, row in rows.items()}
+        return {key: Lease(row["token"], row["count"], Holder(**row["holder"]))
+                for key, row in rows.items() if name in (None, key)}
 
     def swap(self, name: str, before: Lease | None, after: Lease | None) -> bool:
         lock = JournalFileSymlinkLock(str(self.file))

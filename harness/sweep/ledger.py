@@ -6,6 +6,7 @@ import time
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -171,9 +172,11 @@ class Ledger:
 
     def earlier(self, trial: optuna.Trial) -> FrozenTrial | None:
         """The trial before this one that has exactly its settings, if there is one."""
-        wanted = same(trial.params)
+        params = trial.params  # a copy each time that it is read
+        wanted = same(params)
         every, going = self._look()
-        numbers = [ordinal_of(t) for t in _originals_of(going) if same(t.params) == wanted]
+        numbers = [ordinal_of(t) for t in _originals_of(going)
+                   if t.params == params and same(t.params) == wanted]
         numbers += [self._first[wanted]] if wanted in self._first else []
         first = min(numbers, default=ordinal_of(trial))
         return every[first] if first < ordinal_of(trial) else None
@@ -197,7 +200,7 @@ class Ledger:
         _, going = self._look()
         return Tally(len(_originals_of(going)), len(self._originals), len(self._results))
 
-    def before(self, ordinal: int) -> tuple[list[Settings], int]:
+    def before(self, ordinal: int) -> tuple[Sequence[Settings], int]:
         """(settings of the trials before this one, duplicates right before it)."""
         earlier = self.trials()[:ordinal]
         repeats = 0
@@ -205,7 +208,24 @@ class Ledger:
             if not _is_duplicate(trial):
                 break
             repeats += 1
-        return [t.params for t in _originals_of(earlier)], repeats
+        return _Later(earlier), repeats
+
+
+class _Later(Sequence[Settings]):
+    """Settings of those trials that are no duplicates; listed once somebody looks: few do."""
+
+    def __init__(self, trials: Iterable[FrozenTrial]) -> None:
+        self._trials = trials
+
+    @cached_property
+    def _settings(self) -> list[Settings]:
+        return [t.params for t in _originals_of(self._trials)]
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._settings[place]
+
+    def __len__(self) -> int:
+        return len(self._settings)
 
 
 def _is_duplicate(trial: FrozenTrial) -> bool:

@@ -217,6 +217,37 @@ def test_a_renewal_whose_answer_was_lost_is_a_renewal(table: Table) -> None:
     assert leases.read()["trial-0"].count == 1
 
 
+def test_one_look_tells_which_leases_are_worth_trying(table: Table) -> None:
+    dead, mine, other = (LeaseClaims(table(), LEASE_S) for _ in range(3))
+    names = ["trial-0", "trial-1", "trial-2", "trial-3"]
+    assert all(claims.take(name) for claims, name in zip((dead, mine, other), names))
+    dead._held.clear()  # so nobody renews it
+    assert mine.maybe_free(names) == ["trial-3"]
+    assert other.maybe_free(["trial-1"]) == []
+    time.sleep(1.2 * LEASE_S)
+    assert mine.maybe_free(names) == ["trial-0", "trial-3"]
+    assert mine.take("trial-0") is not None
+    assert other.maybe_free(names) == ["trial-3"]
+
+
+def test_leases_that_ended_are_remembered_by_nobody(table: Table) -> None:
+    mine, other = LeaseClaims(table()), LeaseClaims(table())
+    for number in range(5):
+        claim = other.take(f"trial-{number}")
+        assert claim is not None
+        assert mine.maybe_free([f"trial-{number}"]) == []
+        claim.release()
+    assert mine.maybe_free(["trial-9"]) == ["trial-9"]
+    assert mine._seen == {}
+
+
+def test_a_row_is_read_by_its_name(table: Table) -> None:
+    leases, rows = table(), {n: Lease(n, 0, Holder("x", 1, 1.0, 1.0)) for n in ("a", "b")}
+    for name, row in rows.items():
+        assert leases.swap(name, None, row)
+    assert (leases.read("b"), leases.read("c"), leases.read()) == ({"b": rows["b"]}, {}, rows)
+
+
 def test_a_swap_that_comes_too_late_changes_nothing(table: Table) -> None:
     one, two = table(), table()
     first = Lease("a", 0, Holder("x", 1, 1.0, 1.0))

@@ -110,9 +110,11 @@ def test_a_duplicate_ends_as_the_first_did_and_is_no_setting(ledger: Ledger) -> 
         assert (last.state, last.value, last.constraints) == (
             state, earlier.value, earlier.constraints)
     assert [ordinal_of(t) for t in ledger.originals()] == [0, 1]
-    assert ledger.before(4) == ([{"a": 1}, {"a": 2}], 2)
+    seen, repeats = ledger.before(4)
+    assert (list(seen), repeats) == ([{"a": 1}, {"a": 2}], 2)
     begin(ledger, 3)
-    assert ledger.before(5) == ([{"a": 1}, {"a": 2}, {"a": 3}], 0)
+    seen, repeats = ledger.before(5)
+    assert (list(seen), len(seen), repeats) == ([{"a": 1}, {"a": 2}, {"a": 3}], 3, 0)
 
 
 def test_a_duplicate_of_a_trial_at_work_waits_for_it(ledger: Ledger) -> None:
