@@ -250,9 +250,10 @@ class Experiment:
         return evaluate(self.model(stage), self.data.read_test()).accuracy
 
 
-def stages(home: FilePath, hold: Hold | None = None) -> FolderStore:
-    """The stage store of a home, for the code as it is. hold: see FolderStore."""
-    return FolderStore(home / "stages", version=code_version(), hold=hold)
+def stages(home: FilePath, hold: Hold | None = None,
+           say: Callable[[str], None] = lambda text: None) -> FolderStore:
+    """The stage store of a home, for the code as it is. hold, say: see FolderStore."""
+    return FolderStore(home / "stages", version=code_version(), hold=hold, say=say)
 
 
 def load_data(config: RunConfig) -> Data:

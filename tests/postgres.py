@@ -23,6 +23,13 @@ def is_installed() -> bool:
     return program("initdb") is not None and program("pg_ctl") is not None
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Server:
     """Started when made; `restart` interrupts every session, `stop` leaves nothing behind."""
 
@@ -31,9 +38,7 @@ class Server:
         if os.getuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)
             os.chown(self.folder, user.pw_uid, user.pw_gid)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._run("initdb", "--username=tester", "--auth=trust", "--no-sync", "--locale=C",
                   "--encoding=UTF8", "-D", str(self.folder / "data"))
         self._start()

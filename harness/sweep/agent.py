@@ -100,7 +100,8 @@ class Agent:
         # Where machines share a home, a file's lock would be held by a machine that sleeps.
         hold = (None if isinstance(self.claims, FileClaims)
                 else lambda key: holding(self.claims, f"stage-{key}"))
-        self.experiment = Experiment(self.study.base, stages(self.home, hold), self.screen)
+        store = stages(self.home, hold, self.screen.message)
+        self.experiment = Experiment(self.study.base, store, self.screen)
         self._check_budget()
         self._say_baseline()
         self.runs.baseline(self.experiment)
@@ -131,8 +132,7 @@ class Agent:
             try:
                 worked = self._attempt(trial, claim)
             except (ClaimLost, UpdateFinishedTrialError):
-                number = ordinal_of(trial)
-                self.screen.message(f"trial {number} was taken over by another agent")
+                self._leave_to_another(trial)
                 worked = None
             finally:
                 claim.release()
@@ -155,14 +155,19 @@ class Agent:
             claim.release()  # it ended between the reading and the taking
         if not self._is_more_wanted():
             return None
-        with holding(self.claims, "ask"):
-            if not self._is_more_wanted():
+        with holding(self.claims, "ask") as asking:
+            if not self._is_more_wanted() or not asking.is_held():
                 return None
             begun = self.ledger.begin()
             new = self.claims.take(f"trial-{ordinal_of(begun)}")
             if new is None:
                 return None
-            self._suggest(begun)  # while nobody else asks: two at once would be told the same
+            try:
+                self._suggest(begun)  # while nobody else asks: two at once would be told the same
+            except UpdateFinishedTrialError:  # stopped here for longer than the lease
+                self._leave_to_another(begun)
+                new.release()
+                return None
             return begun, new
 
     def _is_more_wanted(self) -> bool:
@@ -238,6 +243,12 @@ class Agent:
         self.screen.trial_done(self.line(ordinal, "trial", settings, result))
         self.screen.study(self.study_id, len(self.ledger.results()), self.study.config.trials)
         return True
+
+    def _leave_to_another(self, trial: FrozenTrial) -> None:
+        """This process was stopped for longer than its lease, and another has the trial."""
+        number = ordinal_of(trial)
+        self.screen.message(f"trial {number} was taken over by another agent")
+        self.runs.settle(self.ledger.trials()[number])
 
     def _walk(self, run_id: str, config: RunConfig, claim: Claim, macs: int | None = None) -> Trial:
         journal = Journal(self.tracker, run_id, self.experiment.whole)

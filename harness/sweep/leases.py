@@ -1,8 +1,9 @@
 """Claims where several machines share a storage: leases in a table that all of them reach.
 
-The holder renews its lease; who has seen a lease unchanged for longer than it lasts may take it
-over. Staleness is judged by the observer's own clock alone, so clocks need not agree. A holder that
-was stopped for longer than its lease finds, before it writes, that it has lost it.
+The holder renews its lease; who has seen a lease unchanged for as long as it lasts removes it, and
+the claim is free. That is judged by the observer's own clock alone, so clocks need not agree, and
+by several looks, so a storage that was away costs nobody a claim. A holder that was stopped for
+longer than its lease finds, before it writes, that it has lost it.
 """
 
 import json
@@ -64,6 +65,15 @@ class _LeaseClaim:
         self.claims.give_up(self)
 
 
+@dataclass(frozen=True)
+class _Watch:
+    """A lease as it was at the last look, and for how long it has been so."""
+
+    lease: Lease
+    looked: float
+    unchanged_s: float
+
+
 @dataclass
 class LeaseClaims:
     """Leases in a table, renewed from a thread of their own while they are held.
@@ -74,17 +84,16 @@ class LeaseClaims:
     table: LeaseTable
     lease_s: float = LEASE_S
     _held: dict[str, _LeaseClaim] = field(default_factory=dict)
-    _seen: dict[str, tuple[Lease, float]] = field(default_factory=dict)
+    _watches: dict[str, _Watch] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _thread: threading.Thread | None = None
 
     def take(self, name: str) -> Claim | None:
         with self._lock:
-            before = self.table.read().get(name)
-            if name in self._held or (before and not self._is_stale(name, before)):
+            if name in self._held or name in self._alive():
                 return None
             now, lease = time.monotonic(), Lease(uuid4().hex, 0, Holder.here())
-            if not self._swap(name, before, lease):
+            if not self._swap(name, None, lease):
                 return None
             self._held[name] = _LeaseClaim(name, lease, self, now)
             if self._thread is None:
@@ -93,7 +102,8 @@ class LeaseClaims:
             return self._held[name]
 
     def holders(self) -> Mapping[str, Holder]:
-        return {name: lease.holder for name, lease in self.table.read().items()}
+        with self._lock:
+            return {name: lease.holder for name, lease in self._alive().items()}
 
     def renew(self, claim: _LeaseClaim) -> None:
         """Show that this process lives; or learn that another has taken the claim over."""
@@ -117,14 +127,28 @@ class LeaseClaims:
         """Written, too, if only the answer of the storage was lost on its way."""
         return self.table.swap(name, before, after) or self.table.read().get(name) == after
 
-    def _is_stale(self, name: str, lease: Lease) -> bool:
-        """Whether this process itself has seen the lease unchanged for longer than it lasts."""
+    def _alive(self) -> Mapping[str, Lease]:
+        """The leases, without those that this process has seen end: they are removed."""
+        rows = dict(self.table.read())
         now = time.monotonic()
-        seen, since = self._seen.get(name, (None, now))
-        if seen != lease:
-            self._seen[name] = (lease, now)
-            return False
-        return now - since > self.lease_s
+        self._watches = {name: self._watch(name, lease, now) for name, lease in rows.items()}
+        for name, watch in self._watches.items():
+            is_over = watch.unchanged_s >= self.lease_s and name not in self._held
+            if is_over and self.table.swap(name, watch.lease, None):
+                del rows[name]
+        return rows
+
+    def _watch(self, name: str, lease: Lease, now: float) -> _Watch:
+        """How long this process itself has seen a lease unchanged.
+
+        Half a lease at most for the time between two looks: if it is longer, the storage may have
+        been away, and the holder is to have the time to renew the lease when it is back.
+        """
+        before = self._watches.get(name)
+        if before is None or before.lease != lease:
+            return _Watch(lease, now, 0.0)
+        unchanged_s = before.unchanged_s + min(now - before.looked, self.lease_s / 2)
+        return _Watch(lease, now, unchanged_s)
 
     def _renew_all(self) -> None:
         while True:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,9 @@ class Desk:
         end = time.monotonic() + 240
         while not what():
             assert time.monotonic() < end, "it takes too long"
-            assert process.poll() is None, process.communicate()[0]
+            if process.poll() is not None:
+                raise AssertionError(f"it ended with {process.returncode}: "
+                                     f"{process.communicate()[0]}")
             time.sleep(0.05)
 
     def outcome(self) -> Outcome:
@@ -52,10 +55,12 @@ class Desk:
         assert facts is not None
         return Outcome.from_json(facts)
 
-    def check(self, alone: Outcome) -> None:
-        """The study is as if one agent had worked undisturbed, and MLflow has each run once."""
-        found, wanted = tiny.found(self.outcome()), tiny.found(alone)
-        assert found == wanted
+    def check(self, alone: Outcome) -> Counter[str]:
+        """The study is as if one agent had worked undisturbed, and MLflow has each run once.
+
+        Returns what was counted: trials, runs and curves, each by how it is.
+        """
+        assert tiny.found(self.outcome()) == tiny.found(alone)
         ledger = self.place.ledger(study_id(self.study))
         assert all(t.state.name == "COMPLETE" for t in ledger.trials())
         client = MlflowClient(self.environment.get(
@@ -68,7 +73,14 @@ class Desk:
         trials = [f"trial {t.number}" for t in ledger.settings()]
         assert names == sorted(["baseline", "control l1", "control random", self.outcome().study_id,
                                 *trials])
+        curves = 0
         for run in runs:
             for key in set(run.data.metrics) - {"val_accuracy_of_model", "macs_of_model"}:
-                steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
-                assert steps == sorted(set(steps)), f"{run.info.run_name}: {key} has a step twice"
+                points = client.get_metric_history(run.info.run_id, key)
+                steps = [point.step for point in points]
+                assert steps == list(range(len(steps))), (
+                    f"{run.info.run_name}: {key} has a gap, or a step twice: {steps}")
+                curves += 1
+        return Counter({"trials COMPLETE": len(ledger.trials()), "runs FINISHED": len(runs),
+                        "curves without gap or step twice": curves,
+                        "champions bitwise that of the undisturbed study": 1})

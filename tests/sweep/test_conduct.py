@@ -157,7 +157,7 @@ class Life:
         return guarded
 
 
-READS = ("status", "steps", "find_run")
+READS = ("status", "steps", "find_run", "running")
 
 
 class Mortal:

@@ -98,7 +98,7 @@ def test_the_database_is_restarted_in_the_middle(shared: Desk, alone: Outcome,
 
 
 def test_what_is_no_outage_is_not_waited_for(server: postgres.Server, tmp_path: Path) -> None:
-    storage = open_study("x", server.url("patience"), tmp_path)._storage
+    storage = open_study("x", server.url("patience"), tmp_path)._storage.inner
     assert isinstance(storage, PatientStorage)
     calls = []
 
@@ -119,15 +119,16 @@ def test_mlflow_s_server_on_postgresql_goes_away_and_comes_back(
         desk: Desk, alone: Outcome, server: postgres.Server) -> None:
     """What is to be written meanwhile waits; the study does not fail."""
     store = server.url(f"mlflow{next(NUMBERS)}")
-    port = server.port + 1
+    port = postgres.free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers",
                "1", "--port", str(port), "--artifacts-destination", str(desk.folder / "artifacts")]
     quiet = {**desk.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     desk.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
 
     def start() -> "subprocess.Popen[str]":
-        return subprocess.Popen(command, cwd=desk.folder, env=quiet, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL, start_new_session=True, text=True)
+        with (desk.folder / "server.log").open("a") as log:
+            return subprocess.Popen(command, cwd=desk.folder, env=quiet, stdout=log, stderr=log,
+                                    start_new_session=True, text=True)
 
     def stop(running: "subprocess.Popen[str]") -> None:
         os.killpg(running.pid, signal.SIGKILL)
