@@ -31,6 +31,7 @@ from harness.errors import (
 )
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
+from harness.runtime import memory_let_go
 from harness.sweep.claims import Claim, Claims, FileClaims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
@@ -227,7 +228,7 @@ class Agent:
             run_id = self.runs.trial(trial, config)
             with ending(self.tracker, run_id):
                 done = self._walk(run_id, config, claim)
-        except ClaimLost:
+        except (ClaimLost, UpdateFinishedTrialError):  # the latter is a RuntimeError, too
             raise
         except HandedBack:
             self.ledger.hand_back(trial)
@@ -258,7 +259,8 @@ class Agent:
             self._attend(claim)
             journal.step(step)
 
-        trial = self.experiment.trial(config, macs=macs, budget=budget, on_step=on_step)
+        with memory_let_go():
+            trial = self.experiment.trial(config, macs=macs, budget=budget, on_step=on_step)
         self._attend(claim)
         self.runs.walked(run_id, journal, trial)
         return trial
