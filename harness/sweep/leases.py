@@ -108,17 +108,20 @@ class LeaseClaims:
     def renew(self, claim: _LeaseClaim) -> None:
         """Show that this process lives; or learn that another has taken the claim over."""
         with self._lock:
+            if self._held.get(claim.name) is not claim:
+                return  # released meanwhile, and perhaps taken again
             now, after = time.monotonic(), claim.lease.renewed()
             if self._swap(claim.name, claim.lease, after):
                 claim.lease, claim.verified = after, now
             else:
                 claim.is_lost = True
-                self._held.pop(claim.name, None)
+                del self._held[claim.name]
 
     def give_up(self, claim: _LeaseClaim) -> None:
         """Free a claim; one that was lost is another's by now."""
         with self._lock:
-            if self._held.pop(claim.name, None) is claim:
+            if self._held.get(claim.name) is claim:
+                del self._held[claim.name]
                 with suppress(Exception):  # the storage is away: the lease ends by itself
                     self.table.swap(claim.name, claim.lease, None)
             claim.is_lost = True

@@ -36,9 +36,13 @@ class Desk:
             env=self.environment, stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True)
 
+    @property
+    def id(self) -> str:
+        return study_id(self.study)
+
     def agents(self) -> list[int]:
         """Processes that are at work on a trial."""
-        holders = self.place.claims(study_id(self.study)).holders()
+        holders = self.place.claims(self.id).holders()
         return [holder.pid for claim, holder in holders.items() if claim.startswith("trial-")]
 
     def wait_for(self, what: Callable[[], object], process: "subprocess.Popen[str]") -> None:
@@ -51,7 +55,7 @@ class Desk:
             time.sleep(0.05)
 
     def outcome(self) -> Outcome:
-        facts = self.place.ledger(study_id(self.study)).get("outcome")
+        facts = self.place.ledger(self.id).get("outcome")
         assert facts is not None
         return Outcome.from_json(facts)
 
@@ -61,7 +65,7 @@ class Desk:
         Returns what was counted: trials, runs and curves, each by how it is.
         """
         assert tiny.found(self.outcome()) == tiny.found(alone)
-        ledger = self.place.ledger(study_id(self.study))
+        ledger = self.place.ledger(self.id)
         assert all(t.state.name == "COMPLETE" for t in ledger.trials())
         client = MlflowClient(self.environment.get(
             "MLFLOW_TRACKING_URI", f"sqlite:///{self.folder / 'mlflow.db'}"))

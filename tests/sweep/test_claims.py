@@ -246,6 +246,21 @@ def test_a_renewal_whose_answer_was_lost_is_a_renewal(table: Table) -> None:
     assert leases.read()["trial-0"].count == 1
 
 
+def test_a_claim_taken_again_is_not_lost_to_a_late_renewal_of_the_first(table: Table) -> None:
+    """As the thread that renews may come to it after it was released."""
+    mine = LeaseClaims(table(), lease_s=60)
+    first = mine.take("ask")
+    assert first is not None
+    first.release()
+    second = mine.take("ask")
+    mine.renew(first)  # type: ignore[arg-type]
+    first.release()
+    assert second is not None
+    assert second.is_held()
+    second.release()
+    assert dict(table().read()) == {}, "it was not known to be held, so it was not freed"
+
+
 def test_a_swap_that_comes_too_late_changes_nothing(table: Table) -> None:
     one, two = table(), table()
     first = Lease("a", 0, Holder("x", 1, 1.0, 1.0))
