@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import tiny
 from mlflow import MlflowClient
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Desk:
-    """A folder with the study's files, and commands typed there."""
+    """A folder with the study's files, and commands typed there; as a context, none outlives it."""
 
     def __init__(self, folder: Path, study: Study, storage: str | None = None,
                  lease_s: float = 60) -> None:
@@ -29,12 +30,24 @@ class Desk:
         tiny.write(study, folder)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "HARNESS"))}
         self.environment = {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        self._started: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.kill()  # harmless if it has ended; agents follow their supervisor
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
 
     def start(self, *words: str, quiet: bool = False) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        self._started.append(subprocess.Popen(
             [sys.executable, "-m", "harness", *words, *self._where], cwd=self.folder,
             env=self.environment, stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True)
+            stderr=subprocess.STDOUT, text=True))
+        return self._started[-1]
 
     @property
     def id(self) -> str:

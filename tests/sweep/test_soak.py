@@ -1,5 +1,5 @@
-"""Random faults, as many as one likes: `FAULTS=1 SOAK=200 pytest -s tests/sweep/test_soak.py` says
-what was lost. Every trial ends once, every run has its right end, every result is that of a quiet
+"""Random faults, as many as one likes: `SOAK=200 pytest -s tests/sweep/test_soak.py` says what was
+lost. Every trial ends once, every run has its right end, every result is that of a quiet
 study."""
 
 import os
@@ -11,8 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-
-import pytest
 
 from harness.config import Study
 from harness.sweep.ledger import MOST_TRIES
@@ -137,7 +135,6 @@ class Havoc:
         return self.random.choice(stages) if stages else None
 
 
-@pytest.mark.faults
 def test_no_fault_loses_anything(study: Study, alone: Outcome, tmp_path: Path) -> None:
     random, done, found, studies = Random(0), Counter[str](), Counter[str](), 0
     while done.total() < FAULTS:
