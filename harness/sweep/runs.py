@@ -37,8 +37,8 @@ class Runs:
             with holding(self.claims, "study-run"):
                 self.run_id = self._open_study_run()
                 self._reap_launchers()
-            self.reap()
             with ending(self.tracker, self.run_id, unless=lambda: self._leaves_others(claim)):
+                self.reap()
                 yield self.run_id
 
     def _leaves_others(self, claim: Claim) -> bool:
