@@ -56,7 +56,8 @@ class Server:
         self.up()
 
     def stop(self) -> None:
-        self.down()
+        if (self.folder / "data" / "postmaster.pid").exists():  # else a test has left it down
+            self.down()
         shutil.rmtree(self.folder)
 
     def down(self) -> None:
