@@ -228,7 +228,7 @@ def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
     console = Console()
     loaded = _load_run(config, overrides)
     with StudyScreen(console) as screen:
-        experiment = Experiment(loaded, stages(_home_of(home)), screen)
+        experiment = Experiment(loaded, stages(_home_of(home), say=screen.message), screen)
         stage, whole = experiment.baseline, experiment.whole
     console.table(f"baseline of {loaded.name}", ["what", "value"], [
         ["validation accuracy", percent(stage.accuracy)], ["MACs per picture", count(whole.macs)],
@@ -299,7 +299,7 @@ def criteria(config: str | None, sample: int | None, batches: int | None,
     loaded = _load_run(config, overrides)
     root = _home_of(home)
     with StudyScreen(console) as screen:
-        experiment = Experiment(loaded, stages(root), screen)
+        experiment = Experiment(loaded, stages(root, say=screen.message), screen)
         found = experiment.compare_criteria(num_channels=sample or 64, num_batches=batches or 8)
     for table in tables(found):
         console.table(table.title, table.columns, table.rows, table.notes)
@@ -401,8 +401,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
+    launcher, parent = os.environ.get("MLFLOW_RUN_ID"), os.getppid()
     try:
-        cli.main(args=None if argv is None else list(argv), standalone_mode=False)
+        try:
+            cli.main(args=None if argv is None else list(argv), standalone_mode=False)
+        finally:
+            if launcher and os.getppid() != parent:
+                from harness.tracking import end_orphaned_launcher
+
+                end_orphaned_launcher(launcher)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -9,7 +9,7 @@ HarnessError
 |- SurgeryError    a cut cannot be made, or its certificate does not hold
 |- TargetError     a pruning target cannot be met within the floors
 |- TrainingError   training diverged, or has nothing to train on
-|- StoreError      the stage store cannot be read or written
+|- StoreError      the store of stages, or that of a study, cannot be read or written
 |- TrackingError   MLflow's store cannot be opened or refuses what is logged
 |- StudyError      a study cannot be opened, continued or run
 |- HandedBack      a trial is cut short from outside; it goes back, and on another time

@@ -33,7 +33,14 @@ from harness.engine.graph import Group
 from harness.engine.pruner import ignoring
 from harness.engine.selection import select
 from harness.engine.tracing import trace
-from harness.errors import ConfigError, GraphError, HarnessError, ModelError, UnknownName
+from harness.errors import (
+    ConfigError,
+    GraphError,
+    HarnessError,
+    ModelError,
+    TrainingError,
+    UnknownName,
+)
 from harness.evaluate import evaluate, latencies
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
@@ -249,8 +256,11 @@ class Experiment:
             return step.stage
         recipe = recipe_of(config.finetune)
         work = Training(config, self.data, self.watcher)
-        return lab.leaf(step.stage, asdict(recipe),
-                        lambda model, seed: work.fit(model, recipe, seed))
+        try:
+            return lab.leaf(step.stage, asdict(recipe),
+                            lambda model, seed: work.fit(model, recipe, seed))
+        except TrainingError as error:
+            raise TrainingError(f"final fine-tune of step {step.number}: {error}") from error
 
     def compare_criteria(self, *, num_channels: int, num_batches: int | None = None) -> Comparison:
         """All criteria on the baseline, over the first batches of the training split."""
@@ -274,9 +284,10 @@ class Experiment:
         return evaluate(self.model(stage), self.data.read_test()).accuracy
 
 
-def stages(home: FilePath, hold: Hold | None = None) -> FolderStore:
-    """The stage store of a home, for the code as it is. hold: see FolderStore."""
-    return FolderStore(home / "stages", version=code_version(), hold=hold)
+def stages(home: FilePath, hold: Hold | None = None,
+           say: Callable[[str], None] = lambda text: None) -> FolderStore:
+    """The stage store of a home, for the code as it is. hold, say: see FolderStore."""
+    return FolderStore(home / "stages", version=code_version(), hold=hold, say=say)
 
 
 def load_data(config: RunConfig) -> Data:

@@ -4,6 +4,7 @@ Bits depend on the kind of device, the processor's vector instructions, the numb
 the versions of libraries; `bits()` names them all, for the key of every stage.
 """
 
+import gc
 import hashlib
 import os
 import platform
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 
@@ -51,6 +53,22 @@ def settle(threads: int) -> None:
     """Threads, and deterministic algorithms where they exist (the rest warn, by name)."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextmanager
+def memory_let_go() -> Iterator[None]:
+    """What fails inside leaves no network and no batch behind, on a card least of all.
+
+    They hang on the frames of the error's traceback, for as long as anybody has the error.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch's; out of memory included
+        clear_frames(error.__traceback__)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        raise
 
 
 def seed_of(key: str) -> int:

@@ -1,7 +1,7 @@
 """Stages by content: a key names what a stage was made of, so nothing is ever made twice.
 
-One file a stage, `<key>.safetensors`: tensors, and in its header the stage's record as JSON with a
-checksum of the tensors. Files appear whole (written aside, then renamed). A stage that is being
+One file a stage, `<key>.safetensors`: tensors, and in its header the stage's record as JSON, with
+checksums of both. Files appear whole (written aside, then renamed). A stage that is being
 made is locked by its process (the kernel frees the lock when the process dies). The folder is kept
 under a size cap, least recently used first; a stage that is gone is made again, identically.
 """
@@ -71,13 +71,14 @@ class FolderStore:
     hold: how a stage is locked while it is made; by default by a file's lock, as is right for the
     processes of one machine. version: of the code that makes stages; those of another version are
     not seen. It is no part of the key, so that seeds, which come from keys, stay the same when code
-    is only rearranged.
+    is only rearranged. say: told of every broken file.
     Raises StoreError if the folder cannot be made or a stage cannot be written (disk full).
     """
 
     def __init__(self, root: Path, *, version: str = "any", cap_bytes: int = 10 * GIGABYTE,
-                 hold: Hold | None = None) -> None:
-        self.root, self._version, self._cap = root, version, cap_bytes
+                 hold: Hold | None = None, say: Callable[[str], None] = lambda text: None,
+                 ) -> None:
+        self.root, self._version, self._cap, self._say = root, version, cap_bytes, say
         self._hold = hold or self._hold_file
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ class FolderStore:
     def get(self, key: str, prefix: str = "") -> Record | None:
         """A stage's facts, and those of its tensors whose names begin with `prefix`.
 
-        None if it is not there. A file that is broken is removed, and said to be not there.
+        None if it is not there. A file that is broken is removed, told, and said to be not there.
         """
         path = self._path(key)
         try:
@@ -96,22 +97,32 @@ class FolderStore:
                 header = file.metadata() or {}
                 names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
                 tensors = {n: file.get_tensor(n) for n in names}
-            sums = json.loads(header["sums"])
-            if any(_checksum(t) != sums[n] for n, t in tensors.items()):
-                raise ValueError("checksum")
-            os.utime(path)  # used now: the last to be evicted
-            return Record(json.loads(header["facts"]), tensors)
+            facts, sums = header["facts"], json.loads(header["sums"])
+            wanted = {n for n in sums if n.startswith(prefix)}
+            wrong = [n for n in sorted(wanted | tensors.keys())
+                     if n not in wanted or n not in tensors or _checksum(tensors[n]) != sums[n]]
+            if wrong or _digest(facts.encode()) != header["facts_sum"]:
+                raise ValueError(f"the checksum of {', '.join(wrong[:3]) or 'its facts'} is wrong")
+            with suppress(FileNotFoundError):
+                os.utime(path)  # used now: the last to be evicted
+            return Record(json.loads(facts), tensors)
         except FileNotFoundError:
             return None
-        except (SafetensorError, ValueError, KeyError, OSError):
+        except (SafetensorError, ValueError, KeyError) as error:
+            self._say(f"the stage {path.name} is broken ({str(error) or 'empty'}); it is not "
+                      "trusted, and is made again")
             with suppress(OSError):
                 path.unlink()
             return None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror or error}. Mend that, and run "
+                             "the same command again.") from error
 
     def put(self, key: str, record: Record) -> None:
         """Write a stage whole or not at all, then make room under the cap."""
         tensors = {n: t.detach().to("cpu").contiguous() for n, t in record.tensors.items()}
-        header = {"facts": json.dumps(record.facts),
+        facts = json.dumps(record.facts)
+        header = {"facts": facts, "facts_sum": _digest(facts.encode()),
                   "sums": json.dumps({n: _checksum(t) for n, t in tensors.items()})}
         write_whole(self._path(key), save(tensors, metadata=header))
         self._note_made(key)
@@ -123,7 +134,7 @@ class FolderStore:
             with path.open("a") as book:  # one short line: written in one piece
                 book.write(f"{key}\n")
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
 
     def times_made(self) -> Counter[str]:
         """Key -> how often it was made here, by whom ever; more than once if it was lost."""
@@ -145,7 +156,7 @@ class FolderStore:
             try:
                 stack.enter_context(locked(path))
             except OSError as error:
-                raise _cannot_write(path, error) from error
+                raise cannot_write(path, error) from error
             yield
 
     def _path(self, key: str) -> Path:
@@ -180,10 +191,10 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> StoreError:
+def cannot_write(path: Path, error: OSError) -> StoreError:
     what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
     return StoreError(f"cannot write {path}: {what}. Nothing is lost: make room (or choose another "
                       "folder with --home) and run the same command again.")
@@ -205,5 +216,10 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _checksum(tensor: Tensor) -> str:
+    """Of what a tensor is: its type, its shape, its bits."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return _digest(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + data)
+
+
+def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()

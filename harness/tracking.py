@@ -27,7 +27,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
@@ -89,6 +89,9 @@ class Tracker(Protocol):
 
     def find_run(self, study: str, key: str) -> str | None:
         """The run of a study that has this `key` among its tags, if MLflow has one."""
+
+    def running(self, study: str) -> Mapping[str, str]:
+        """Run id -> `key` of the runs of a study that are RUNNING."""
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Write points, the same point once. NaN is kept.
@@ -243,6 +246,12 @@ class MlflowTracker:
                 [self.experiment_id], f"tags.study = '{study}' and tags.key = '{key}'"
             )
         return found[0].info.run_id if found else None
+
+    def running(self, study: str) -> Mapping[str, str]:
+        wanted = f"tags.study = '{study}' and attributes.status = 'RUNNING'"
+        with _told("look for runs that nobody ended"):
+            found = self.client.search_runs([self.experiment_id], wanted)
+        return {run.info.run_id: run.data.tags.get("key", "") for run in found}
 
     def _log_params(self, run_id: str, values: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -530,6 +539,13 @@ class MemoryTracker:
             (i for i, r in self.runs.items() if (r.study, r.tags.get("key")) == (study, key)), None
         )
 
+    def running(self, study: str) -> Mapping[str, str]:
+        return {
+            i: r.tags.get("key", "")
+            for i, r in self.runs.items()
+            if (r.study, r.status) == (study, "RUNNING")
+        }
+
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         # Through one dict: a point written again is the same key. One NaN object is itself.
         for point in points:
@@ -628,6 +644,16 @@ def launcher() -> str | None:
     a user's own module that calls MLflow, would write into that run.
     """
     return os.environ.pop("MLFLOW_RUN_ID", None) or None
+
+
+def end_orphaned_launcher(run_id: str) -> None:
+    """End the run of an `mlflow run` that was killed: what it started does it, when that leaves."""
+    with suppress(TrackingError), _told("end the run of mlflow run"):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(resolve_uri(None))
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, "KILLED")
 
 
 def link_launcher(
@@ -1145,8 +1171,8 @@ _KNOWN = (
     ("not a database", "", f"Move the file away, or {_ELSEWHERE}"),
     ("malformed", "", "The file is damaged. Put back a copy, or move it away and run again"),
     ("is locked", "", "Another program has held it for 20 s. End that one, then run again"),
-    ("disk is full", "", "Make room and run again: it goes on where it stopped"),
-    ("No space left", "", "Make room and run again: it goes on where it stopped"),
+    ("disk is full", "the disk is full", "Make room and run again: it goes on where it stopped"),
+    ("No space left", "the disk is full", "Make room and run again: it goes on where it stopped"),
     ("readonly database", "", f"Make it writable, or {_ELSEWHERE}"),
     ("unable to open database", "", f"Make folder and file readable and writable, or {_ELSEWHERE}"),
     ("PermissionError", "", f"Make it writable, or {_ELSEWHERE}"),

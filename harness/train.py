@@ -67,7 +67,7 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
 
     observe: a context entered for the last epoch only (to gather evidence while it runs).
     on_epoch: told (epochs done, all epochs). The model is left in eval mode.
-    Raises TrainingError if the loss is no longer finite.
+    Raises TrainingError if the loss is no longer finite, in training or on validation.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -95,10 +95,13 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
                 total += loss.detach() * len(targets)
                 seen += len(targets)
         mean = float(total) / max(1, seen)
-        if not math.isfinite(mean):
-            raise TrainingError(f"the loss is {mean} after epoch {epoch + 1} of {recipe.epochs} "
-                                f"(learning rate {recipe.lr}). Lower the learning rate.")
-        rows.append(Epoch(mean, float(schedule.get_last_lr()[0]), validate(model.eval())))
+        val = validate(model.eval())
+        for name, value in (("loss", mean), ("validation loss", val.loss)):
+            if not math.isfinite(value):
+                raise TrainingError(f"the {name} is {value} after epoch {epoch + 1} of "
+                                    f"{recipe.epochs} (learning rate {recipe.lr}). Lower the "
+                                    "learning rate.")
+        rows.append(Epoch(mean, float(schedule.get_last_lr()[0]), val))
         on_epoch(epoch + 1, recipe.epochs)
     model.eval()
     return rows

@@ -49,7 +49,14 @@ from harness.engine.targets import (
     origin_iterations,
     whole_counts,
 )
-from harness.errors import ConfigError, GraphError, Mistakes, TargetError, unknown
+from harness.errors import (
+    ConfigError,
+    GraphError,
+    Mistakes,
+    TargetError,
+    TrainingError,
+    unknown,
+)
 from harness.graphs import traced
 from harness.runtime import seed_of, seeded
 from harness.store import NoStore, Record, Store, key_of
@@ -503,6 +510,8 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
             lab.held |= held
             stage = replace(before, plan=plan)
             continue
+        except TrainingError as error:
+            raise TrainingError(f"step {len(steps)}: {error}") from error
         left = counts_of(lab.graph, stage.plan, goal.times)
         asked, now = goal.asked(now, left), left
         removed = {g: len(kept) - len(stage.plan.kept[g]) for g, kept in before.plan.kept.items()

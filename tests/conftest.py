@@ -13,7 +13,7 @@ import torch
 pytest.register_assert_rewrite("sweep.desk")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Faults take minutes, and processes that are timed: they run when they are asked for."""
+    """What kills and restarts processes for minutes runs when it is asked for."""
     if "FAULTS" not in os.environ:
         for item in items:
             if item.get_closest_marker("faults"):

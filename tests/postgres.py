@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,7 +21,15 @@ def program(name: str) -> str | None:
 
 
 def is_installed() -> bool:
-    return program("initdb") is not None and program("pg_ctl") is not None
+    """`python tests/postgres.py` tells it: exit code 0 if so."""
+    return all(program(name) for name in ("initdb", "pg_ctl", "createdb"))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 class Server:
@@ -31,12 +40,10 @@ class Server:
         if os.getuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)
             os.chown(self.folder, user.pw_uid, user.pw_gid)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._run("initdb", "--username=tester", "--auth=trust", "--no-sync", "--locale=C",
                   "--encoding=UTF8", "-D", str(self.folder / "data"))
-        self._start()
+        self.up()
 
     def url(self, database: str) -> str:
         """Of a fresh database, made here."""
@@ -45,15 +52,19 @@ class Server:
         return f"postgresql+psycopg://tester@127.0.0.1:{self.port}/{database}"
 
     def restart(self) -> None:
-        """As after a crash of the machine: every session is cut."""
-        self._run("pg_ctl", "stop", "-D", str(self.folder / "data"), "-m", "immediate")
-        self._start()
+        self.down()
+        self.up()
 
     def stop(self) -> None:
-        self._run("pg_ctl", "stop", "-D", str(self.folder / "data"), "-m", "immediate")
+        if (self.folder / "data" / "postmaster.pid").exists():  # else a test has left it down
+            self.down()
         shutil.rmtree(self.folder)
 
-    def _start(self) -> None:
+    def down(self) -> None:
+        """As when the machine crashes: every session is cut."""
+        self._run("pg_ctl", "stop", "-D", str(self.folder / "data"), "-m", "immediate")
+
+    def up(self) -> None:
         self._run("pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-l",
                   str(self.folder / "log"), "-o",
                   f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off "
@@ -71,3 +82,7 @@ class Server:
                                   **user)  # type: ignore[call-overload]
             said.seek(0)
             assert done.returncode == 0, f"{name}: {said.read().decode()}"
+
+
+if __name__ == "__main__":
+    sys.exit(not is_installed())

@@ -21,11 +21,12 @@ from harness import __version__
 from harness import cli as command_line
 from harness import train as training
 from harness.cli import cli, main
-from harness.sweep import conclude
+from harness.sweep import conclude, supervisor
 from harness.sweep.outcome import Outcome
 from harness.tracking import MemoryTracker, MlflowTracker
 
 STUDY = tiny.study(trials=2, controls=["l1"], profiles={"smoke": {"trials": 1}})
+TESTS = Path(tiny.__file__).parent
 Harness = Callable[..., tuple[int, str, str]]
 
 
@@ -402,7 +403,7 @@ def kill_after(num_stages: int, place: Path) -> None:
     with (place / "said.txt").open("ab") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "harness", "study", "tiny"], cwd=place, stdout=said, stderr=said,
-            env=os.environ | {"PYTHONPATH": str(Path(tiny.__file__).parent)})
+            env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}"})
     deadline = time.monotonic() + 120
     while len(list((place / "runs" / "stages").glob("*.safetensors"))) < num_stages:
         assert process.poll() is None, (place / "said.txt").read_text()
@@ -436,6 +437,14 @@ def test_kill_9_and_the_same_command_again_end_as_if_nothing_had_happened(
     assert straight.champion is not None
     settings = client.get_run(str(champion.run_id)).data.params
     assert all(settings[key] == str(value) for key, value in straight.champion.settings.items())
+
+
+def test_agents_that_leave_a_study_unfinished_are_told(harness: Harness,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "supervise", lambda *_: False)
+    code, _, err = harness("study", "tiny", "--agents", "2")
+    assert code == 1
+    assert "the agents left before tiny was finished" in err
 
 
 def test_whatever_else_the_system_refuses_is_a_sentence(harness: Harness,

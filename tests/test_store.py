@@ -56,6 +56,37 @@ def test_a_broken_file_is_not_trusted_and_goes(tmp_path: Path, damage: str) -> N
     assert not path.exists()
 
 
+def test_no_byte_of_a_stage_changes_unseen(tmp_path: Path) -> None:
+    """Neither of its weights nor of its facts, of shapes or of names; each is told."""
+    told: list[str] = []
+    store = FolderStore(tmp_path, say=told.append)
+    store.put("k", record())
+    path = next(tmp_path.glob("*.safetensors"))
+    whole, seen = path.read_bytes(), 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(bytes(damaged))
+        if (found := store.get("k")) is None:
+            seen += 1
+        else:  # what means nothing: the order of two names
+            assert found.facts == record().facts, f"byte {place}"
+            assert all(torch.equal(found.tensors[n], t) for n, t in record().tensors.items())
+    assert seen >= 0.95 * len(whole)
+    assert len(told) == seen
+    assert all("is broken (" in text and "made again" in text for text in told)
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_broken_one(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.put("k", record())
+    path = next(tmp_path.glob("*.safetensors"))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match=f"cannot read {path}"):
+        store.get("k")
+
+
 def test_the_least_recently_used_stage_goes_first(tmp_path: Path) -> None:
     size = 8000
     store = FolderStore(tmp_path, cap_bytes=3 * size)

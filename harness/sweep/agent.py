@@ -31,6 +31,7 @@ from harness.errors import (
 )
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
+from harness.runtime import memory_let_go
 from harness.sweep.bisection import next_percentage
 from harness.sweep.bookkeeping import Book, Stopwatch
 from harness.sweep.claims import Claim, Claims, FileClaims, holding
@@ -106,7 +107,7 @@ class Agent:
         """What runs of this configuration share, with stages that no two agents make at once."""
         # Where machines share a home, a file's lock would be held by a machine that sleeps.
         hold = None if self._locks_files else lambda key: holding(self.claims, f"stage-{key}")
-        store = self.watch.watched("store", stages(self.home, hold))
+        store = self.watch.watched("store", stages(self.home, hold, self.screen.message))
         return Experiment(base, store, self.screen)
 
     @cached_property
@@ -136,8 +137,7 @@ class Agent:
             try:
                 worked = self._attempt(trial, claim)
             except (ClaimLost, UpdateFinishedTrialError):
-                number = ordinal_of(trial)
-                self.screen.message(f"trial {number} was taken over by another agent")
+                self._leave_to_another(trial)
                 worked = None
             finally:
                 claim.release()
@@ -162,14 +162,19 @@ class Agent:
             claim.release()  # it ended between the reading and the taking
         if not self._is_more_wanted():
             return None
-        with holding(self.claims, "ask"):
-            if not self._is_more_wanted():
+        with holding(self.claims, "ask") as asking:
+            if not self._is_more_wanted() or not asking.is_held():
                 return None
             begun = self.ledger.begin()
             new = self.claims.take(f"trial-{ordinal_of(begun)}")
             if new is None:
                 return None
-            self._suggest(begun)  # while nobody else asks: two at once would be told the same
+            try:
+                self._suggest(begun)  # while nobody else asks: two at once would be told the same
+            except UpdateFinishedTrialError:  # stopped here for longer than the lease
+                self._leave_to_another(begun)
+                new.release()
+                return None
             return begun, new
 
     def _is_more_wanted(self) -> bool:
@@ -247,7 +252,7 @@ class Agent:
             run_id = self.runs.trial(trial, config)
             with ending(self.tracker, run_id):
                 done = self.walk(run_id, config, claim, stop=self._stop_of(trial, begun))
-        except ClaimLost:
+        except (ClaimLost, UpdateFinishedTrialError):  # the latter is a RuntimeError, too
             raise
         except HandedBack:
             self.ledger.hand_back(trial)
@@ -263,6 +268,11 @@ class Agent:
         self.screen.trial_done(self.line(ordinal, "trial", settings, result))
         self.screen.study(self.study_id, self.ledger.tally().found, self.study.config.trials)
         return True
+
+    def _leave_to_another(self, trial: FrozenTrial) -> None:
+        """This process was stopped for longer than its lease, and another has the trial."""
+        self.screen.message(f"trial {ordinal_of(trial)} was taken over by another agent")
+        self.runs.settle(self.ledger.again(trial))
 
     def _stop_of(self, trial: optuna.Trial, begun: FrozenTrial) -> Stop:
         def others() -> list[CurvePoint]:
@@ -288,7 +298,8 @@ class Agent:
             return stop(point_of(step))
 
         is_candidate = self._is_candidate if macs is None else None
-        trial = experiment.trial(config, macs=macs, is_candidate=is_candidate, on_step=on_step)
+        with memory_let_go():
+            trial = experiment.trial(config, macs=macs, is_candidate=is_candidate, on_step=on_step)
         self._attend(claim)
         self.runs.walked(run_id, journal, trial)
         return trial

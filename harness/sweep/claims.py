@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
+from harness.store import cannot_write
+
 POLL_S = 0.2
 
 
@@ -93,7 +95,7 @@ class _FileClaim:
 class FileClaims:
     """Locks on files of a folder that is on this machine.
 
-    Raises OSError if the folder cannot be written.
+    Raises OSError if the folder cannot be written, StoreError if the disk is full.
     """
 
     folder: Path
@@ -107,8 +109,12 @@ class FileClaims:
         except BlockingIOError:
             os.close(file)
             return None
-        os.ftruncate(file, 0)
-        os.write(file, json.dumps(asdict(Holder.here())).encode())
+        try:
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps(asdict(Holder.here())).encode())
+        except OSError as error:
+            os.close(file)
+            raise cannot_write(self.folder / f"{name}.lock", error) from error
         return _FileClaim(file)
 
     def maybe_free(self, names: Sequence[str]) -> Sequence[str]:

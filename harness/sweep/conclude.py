@@ -58,6 +58,7 @@ def conclude(agent: Agent) -> Outcome:
         if outcome is None:
             outcome = _outcome(agent, results, by_ordinal, champion, controls)
             agent.ledger.set("outcome", outcome.as_json())  # last: now the study is finished
+        agent.runs.reap()
         return outcome
 
 

@@ -16,6 +16,7 @@ from harness.config import RunConfig, apply, control_of
 from harness.errors import ClaimLost, HandedBack, HarnessError
 from harness.experiment import Experiment, Trial
 from harness.journal import Journal, ending
+from harness.runtime import memory_let_go
 from harness.settings import SCRATCH
 from harness.sweep.agent import IDLE_S, NO_FAULT, Agent, failed_line
 from harness.sweep.claims import Claim
@@ -172,7 +173,8 @@ class Controls:
                 apply(self._base(number), self.settings), macs=self.champion.macs).final
         epochs = (config.baseline.epochs + twin.step * config.retrain.epochs
                   + config.finetune.epochs)
-        trial = experiment.scratch(stage or self.stage(), epochs)
+        with memory_let_go():
+            trial = experiment.scratch(stage or self.stage(), epochs)
         journal = Journal(self.agent.tracker, run_id, experiment.whole)
         for step in trial.steps:
             journal.step(step)

@@ -1,8 +1,9 @@
 """Claims where several machines share a storage: leases in a table that all of them reach.
 
-The holder renews its lease; who has seen a lease unchanged for longer than it lasts may take it
-over. Staleness is judged by the observer's own clock alone, so clocks need not agree. A holder that
-was stopped for longer than its lease finds, before it writes, that it has lost it.
+The holder renews its lease; who has seen a lease unchanged for as long as it lasts removes it, and
+the claim is free. That is judged by the observer's own clock alone, so clocks need not agree, and
+by several looks, so a storage that was away costs nobody a claim. A holder that was stopped for
+longer than its lease finds, before it writes, that it has lost it.
 """
 
 import json
@@ -65,6 +66,15 @@ class _LeaseClaim:
         self.claims.give_up(self)
 
 
+@dataclass(frozen=True)
+class _Watch:
+    """A lease as it was at the last look, and for how long it has been so."""
+
+    lease: Lease
+    looked: float
+    unchanged_s: float
+
+
 @dataclass
 class LeaseClaims:
     """Leases in a table, renewed from a thread of their own while they are held.
@@ -75,17 +85,16 @@ class LeaseClaims:
     table: LeaseTable
     lease_s: float = LEASE_S
     _held: dict[str, _LeaseClaim] = field(default_factory=dict)
-    _seen: dict[str, tuple[Lease, float]] = field(default_factory=dict)
+    _watches: dict[str, _Watch] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _thread: threading.Thread | None = None
 
     def take(self, name: str) -> Claim | None:
         with self._lock:
-            before = self.table.read(name).get(name)
-            if name in self._held or (before and not self._is_stale(name, before)):
+            if name in self._held or self._is_alive(name):
                 return None
             now, lease = time.monotonic(), Lease(uuid4().hex, 0, Holder.here())
-            if not self._swap(name, before, lease):
+            if not self._swap(name, None, lease):
                 return None
             self._held[name] = _LeaseClaim(name, lease, self, now)
             if self._thread is None:
@@ -95,28 +104,30 @@ class LeaseClaims:
 
     def maybe_free(self, names: Sequence[str]) -> Sequence[str]:
         with self._lock:
-            rows = self.table.read()
-            self._seen = {name: seen for name, seen in self._seen.items() if name in rows}
-            return [name for name in names if name not in self._held
-                    and (name not in rows or self._is_stale(name, rows[name]))]
+            alive = self._alive()
+            return [name for name in names if name not in self._held and name not in alive]
 
     def holders(self) -> Mapping[str, Holder]:
-        return {name: lease.holder for name, lease in self.table.read().items()}
+        with self._lock:
+            return {name: lease.holder for name, lease in self._alive().items()}
 
     def renew(self, claim: _LeaseClaim) -> None:
         """Show that this process lives; or learn that another has taken the claim over."""
         with self._lock:
+            if self._held.get(claim.name) is not claim:
+                return  # released meanwhile, and perhaps taken again
             now, after = time.monotonic(), claim.lease.renewed()
             if self._swap(claim.name, claim.lease, after):
                 claim.lease, claim.verified = after, now
             else:
                 claim.is_lost = True
-                self._held.pop(claim.name, None)
+                del self._held[claim.name]
 
     def give_up(self, claim: _LeaseClaim) -> None:
         """Free a claim; one that was lost is another's by now."""
         with self._lock:
-            if self._held.pop(claim.name, None) is claim:
+            if self._held.get(claim.name) is claim:
+                del self._held[claim.name]
                 with suppress(Exception):  # the storage is away: the lease ends by itself
                     self.table.swap(claim.name, claim.lease, None)
             claim.is_lost = True
@@ -125,14 +136,37 @@ class LeaseClaims:
         """Written, too, if only the answer of the storage was lost on its way."""
         return self.table.swap(name, before, after) or self.table.read(name).get(name) == after
 
-    def _is_stale(self, name: str, lease: Lease) -> bool:
-        """Whether this process itself has seen the lease unchanged for longer than it lasts."""
-        now = time.monotonic()
-        seen, since = self._seen.get(name, (None, now))
-        if seen != lease:
-            self._seen[name] = (lease, now)
+    def _alive(self) -> Mapping[str, Lease]:
+        """The leases, without those that this process has seen end."""
+        rows, now = self.table.read(), time.monotonic()
+        self._watches = {name: self._watch(name, lease, now) for name, lease in rows.items()}
+        return {name: lease for name, lease in rows.items() if not self._is_removed(name)}
+
+    def _is_alive(self, name: str) -> bool:
+        lease = self.table.read(name).get(name)
+        if lease is None:
+            self._watches.pop(name, None)
             return False
-        return now - since > self.lease_s
+        self._watches[name] = self._watch(name, lease, time.monotonic())
+        return not self._is_removed(name)
+
+    def _is_removed(self, name: str) -> bool:
+        """Remove a lease that this process has seen end, unless it is its own."""
+        watch = self._watches[name]
+        return (watch.unchanged_s >= self.lease_s and name not in self._held
+                and self.table.swap(name, watch.lease, None))
+
+    def _watch(self, name: str, lease: Lease, now: float) -> _Watch:
+        """How long this process itself has seen a lease unchanged.
+
+        Half a lease at most for the time between two looks: if it is longer, the storage may have
+        been away, and the holder is to have the time to renew the lease when it is back.
+        """
+        before = self._watches.get(name)
+        if before is None or before.lease != lease:
+            return _Watch(lease, now, 0.0)
+        unchanged_s = before.unchanged_s + min(now - before.looked, self.lease_s / 2)
+        return _Watch(lease, now, unchanged_s)
 
     def _renew_all(self) -> None:
         while True:

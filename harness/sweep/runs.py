@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from harness import tracking
 from harness.config import RunConfig, Study, flat, short, to_yaml
@@ -16,7 +17,7 @@ from harness.runtime import facts
 from harness.sweep.claims import Claim, Claims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.space import Settings
-from harness.tracking import Tracker
+from harness.tracking import Ending, Tracker
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Runs:
                 self.run_id = self._open_study_run()
                 self._reap_launchers()
             with ending(self.tracker, self.run_id, unless=lambda: self._leaves_others(claim)):
+                self.reap()
                 yield self.run_id
 
     def _leaves_others(self, claim: Claim) -> bool:
@@ -92,6 +94,31 @@ class Runs:
         if mine:
             tracking.link_launcher(self.tracker, mine, self.run_id)
             self.ledger.set("launchers", [*(r for r in before if r != mine), mine])
+
+    def reap(self) -> None:
+        """End the runs of the study whose agents were killed: KILLED, should they go on another
+        time, else as the study's book says."""
+        for run_id, key in self.tracker.running(self.study_id).items():
+            if run_id == self.run_id:
+                continue
+            claim = self.claims.take(f"{key}-run" if key.startswith("baseline") else key)
+            if claim is None:
+                continue  # somebody is at work on it
+            try:
+                if self.tracker.status(run_id) == "RUNNING":
+                    self.tracker.end_run(run_id, self._ending_of(key, run_id))
+            finally:
+                claim.release()
+
+    def _ending_of(self, key: str, run_id: str) -> Ending:
+        """How the run ended that somebody left RUNNING after it was over."""
+        for trial in self.ledger.trials():
+            if trial.user_attrs.get("run_id") == run_id and trial.state.is_finished():
+                return _ending(trial)
+        control = self.ledger.get(key)
+        if isinstance(control, dict) and control.get("run_id") == run_id:
+            return "FINISHED" if control["result"] else "FAILED"
+        return "KILLED"
 
     def baseline(self, experiment: Experiment, replicate: int = 0) -> None:
         """Write a baseline's run, once for all processes. replicate: 0 is the study's own."""
@@ -150,12 +177,24 @@ class Runs:
             "stages.reused": str(sum(s.reused for s in trial.stages)),
             "stages.all": str(len(trial.stages)), "final.stage": trial.final.key})
 
-    def failed(self, trial: optuna.Trial, reason: str) -> None:
-        """End a trial's run, if it has one."""
+    def settle(self, trial: FrozenTrial) -> None:
+        """End the run of a trial that another agent has ended, should we have opened it since."""
         run_id = trial.user_attrs.get("run_id")
+        if run_id and trial.state.is_finished():
+            self.tracker.end_run(run_id, _ending(trial))
+
+    def failed(self, trial: optuna.Trial, reason: str) -> None:
+        """End a trial's run, if it has one; also one that was made and not noted."""
+        number = ordinal_of(trial)
+        run_id = (trial.user_attrs.get("run_id")
+                  or self.tracker.find_run(self.study_id, f"trial-{number}"))
         if run_id:
             self.tracker.set_tags(run_id, {"reason": reason[:4000]})
             self.tracker.end_run(run_id, "FAILED")
+
+
+def _ending(trial: FrozenTrial) -> Ending:
+    return "FINISHED" if trial.state == TrialState.COMPLETE else "FAILED"
 
 
 def named(settings: Mapping[str, Any]) -> dict[str, Any]:

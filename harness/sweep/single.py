@@ -41,7 +41,7 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
     with ending(tracker, run_id):
         tracker.log_text(run_id, to_yaml(config), "config.yaml")
         screen.study(identity, 0, 1)
-        experiment = Experiment(config, stages(home), screen)
+        experiment = Experiment(config, stages(home, say=screen.message), screen)
         tracker.set_tags(run_id, facts(experiment.device))
         screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
         screen.trial(0, {}, config.prune.percentage)

@@ -10,27 +10,29 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
-from optuna.exceptions import OptunaError
+from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from harness.errors import StudyError
+from harness.errors import StoreError, StudyError
 from harness.store import locked
 from harness.sweep.claims import Claims, FileClaims
 from harness.sweep.leases import LEASE_S, FolderLeases, LeaseClaims, SqlLeases
-from harness.sweep.patience import patient
+from harness.sweep.patience import OPENING_S, patient
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 FAILURES = (SQLAlchemyError, OptunaError)
-REFUSALS = (*FAILURES, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError)
+REFUSALS = (*FAILURES, StoreError, sqlite3.Error, OSError, ImportError, ValueError, RuntimeError)
 SQLITE, JOURNAL = "sqlite:///", "journal:///"
+FIRST_CONTACT = 0x6861726E  # "harn": the number of a lock in PostgreSQL
+T = TypeVar("T")
 
 
 def open_study(name: str, url: str, locks: Path,
@@ -40,9 +42,9 @@ def open_study(name: str, url: str, locks: Path,
     Raises StudyError if the storage cannot be opened.
     """
     try:
-        with locked(locks / "optuna.lock"):  # two first contacts at once can break a fresh store
-            return optuna.create_study(study_name=name, storage=_storage(url), load_if_exists=True,
-                                       directions=list(directions))
+        return _reached(url, locks, lambda: optuna.create_study(
+            study_name=name, storage=_storage(url), load_if_exists=True,
+            directions=list(directions)))
     except REFUSALS as error:
         raise _cannot_open(url, error) from error
 
@@ -57,20 +59,19 @@ def open_claims(name: str, url: str, locks: Path, lease_s: float = LEASE_S) -> C
     try:
         if url.startswith(JOURNAL):
             return LeaseClaims(FolderLeases(_file(url).with_suffix(f".{name}.leases")), lease_s)
-        with locked(locks / "optuna.lock"):
-            return LeaseClaims(SqlLeases(create_engine(url, **_server(url)), name), lease_s)
+        engine = create_engine(url, **_server(url))
+        return _reached(url, locks, lambda: LeaseClaims(SqlLeases(engine, name), lease_s))
     except REFUSALS as error:
         raise _cannot_open(url, error) from error
 
 
 @contextmanager
 def told(url: str) -> Iterator[None]:
-    """Turn what the storage raises while a study is at work on it into a StudyError."""
+    """Turn what the storage or Optuna raises while a study is at work on it into a StoreError."""
     try:
         yield
     except FAILURES as error:
-        raise StudyError(f"the study storage {_shown(url)} failed: {_reason(error)}. Nothing is "
-                         "lost: mend it, and run the same command again.") from error
+        raise _failed(url, error) from error
 
 
 def study_names(url: str, locks: Path) -> list[str]:
@@ -78,10 +79,34 @@ def study_names(url: str, locks: Path) -> list[str]:
     if url.startswith((SQLITE, JOURNAL)) and not _file(url).exists():
         return []
     try:
-        with locked(locks / "optuna.lock"):
-            return [s.study_name for s in optuna.get_all_study_summaries(_storage(url))]
+        return _reached(url, locks, lambda: [
+            s.study_name for s in optuna.get_all_study_summaries(_storage(url))])
     except REFUSALS as error:
         raise _cannot_open(url, error) from error
+
+
+def _reached(url: str, locks: Path, call: Callable[[], T]) -> T:
+    """What a call finds in a storage, alone there: two first contacts at once can break a fresh
+    one. A server that is being restarted is waited for."""
+
+    def alone() -> T:
+        with locked(locks / "optuna.lock"), _alone_on_server(url):
+            return call()
+
+    is_file = url.startswith((SQLITE, JOURNAL))
+    return alone() if is_file else patient(alone, OPENING_S)()
+
+
+@contextmanager
+def _alone_on_server(url: str) -> Iterator[None]:
+    """Agents of other machines see other lock files: PostgreSQL itself locks them out."""
+    if not url.startswith("postgresql"):
+        yield
+        return
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", **_server(url))
+    with engine.connect() as connection:  # the lock goes with it
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": FIRST_CONTACT})
+        yield
 
 
 def default_url(home: Path) -> str:
@@ -94,12 +119,14 @@ def _file(url: str) -> Path:
 
 def _storage(url: str) -> BaseStorage:
     if url.startswith(SQLITE):
-        return _sqlite(url)
-    if url.startswith(JOURNAL):
+        storage = get_storage(_sqlite(url))
+    elif url.startswith(JOURNAL):
         _file(url).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(_file(url))))
-    storage: BaseStorage = PatientStorage(get_storage(RDBStorage(url, engine_kwargs=_server(url))))
-    return storage
+        storage = JournalStorage(JournalFileBackend(str(_file(url))))
+    else:
+        storage = PatientStorage(get_storage(RDBStorage(url, engine_kwargs=_server(url))))
+    told: BaseStorage = ToldStorage(storage, url)
+    return told
 
 
 def _server(url: str) -> dict[str, Any]:
@@ -126,21 +153,41 @@ def _sqlite(url: str) -> RDBStorage:
     return storage
 
 
-class _Waiting:
-    """Delegates to a storage whose server may be restarted, and waits until it is back."""
+def _storage_that(how: Callable[..., Any], *fields: str) -> Any:
+    """A kind of storage that hands every call on to `inner` in its own way."""
 
-    def __init__(self, inner: BaseStorage) -> None:
-        self.inner = inner
+    def method(name: str) -> Callable[..., Any]:
+        return lambda self, *given, **more: how(self, getattr(self.inner, name), *given, **more)
+
+    def opened(self: Any, *given: Any) -> None:
+        vars(self).update(zip(("inner", *fields), given, strict=True))
+
+    # Every public method of a storage, each the same: written out they would be two hundred lines.
+    return type("HandingOn", (BaseStorage,), {"__init__": opened, **{
+        name: method(name) for name, public in vars(BaseStorage).items()
+        if callable(public) and not name.startswith("_")}})
 
 
-def _waiting(name: str) -> Callable[..., Any]:
-    return lambda self, *given, **more: patient(getattr(self.inner, name))(*given, **more)
+def _wait(_: Any, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    return patient(call)(*given, **more)
 
 
-# Every public method of a storage, each the same: written out they would be two hundred lines.
-PatientStorage = type("PatientStorage", (_Waiting, BaseStorage), {
-    name: _waiting(name) for name, method in vars(BaseStorage).items()
-    if callable(method) and not name.startswith("_")})
+def _tell(storage: Any, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    try:
+        return call(*given, **more)
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        raise _failed(storage.url, error) from error
+
+
+# One whose server may be restarted, and is waited for; and one that says what has failed, as a
+# fault that is not the trial's: it is handed back.
+PatientStorage = _storage_that(_wait)
+ToldStorage = _storage_that(_tell, "url")
+
+
+def _failed(url: str, error: Exception) -> StoreError:
+    return StoreError(f"the study storage {_shown(url)} failed: {_reason(error)}. Nothing is lost: "
+                      "mend it, and run the same command again.")
 
 
 def _cannot_open(url: str, error: Exception) -> StudyError:

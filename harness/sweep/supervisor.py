@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from harness.sweep.agent import FAILURES_IN_A_ROW
-
 SUPERVISOR = "HARNESS_SUPERVISOR"  # in an agent's environment: the process that started it
+# Seconds before an agent that has died quickly is started again; after one death more it is given
+# up. A trial that kills whoever walks it is given up before that, after three.
+PAUSES = (0.0, 5.0, 15.0)
 QUICK_S = 60.0  # an agent that dies sooner has done nothing
 LEAVE_S = 120.0  # for an agent that was asked to leave
 POLL_S = 0.2
@@ -30,11 +31,12 @@ class _Slot:
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
     failures: int = 0
+    begins: float | None = None  # when it is to be started again
     readers: list[threading.Thread] = field(default_factory=list)
 
 
 def supervise(command: Sequence[str], environments: Sequence[Mapping[str, str]],
-              say: Callable[[str], None]) -> bool:
+              say: Callable[[str], None], pauses: Sequence[float] = PAUSES) -> bool:
     """Run one agent in each environment until all have left. False if one was given up.
 
     command: starts an agent; environments: what each has beside ours. What the agents
@@ -45,13 +47,13 @@ def supervise(command: Sequence[str], environments: Sequence[Mapping[str, str]],
     try:
         for slot in slots:
             _start(slot, command, say)
-        while any(slot.process for slot in slots):
+        while any(slot.process or slot.begins is not None for slot in slots):
             for slot in slots:
-                _look_after(slot, command, say)
+                _look_after(slot, command, say, pauses)
             time.sleep(POLL_S)
     finally:
         _dismiss(slots)
-    return all(slot.failures < FAILURES_IN_A_ROW for slot in slots)
+    return all(slot.failures <= len(pauses) for slot in slots)
 
 
 def _start(slot: _Slot, command: Sequence[str], say: Callable[[str], None]) -> None:
@@ -72,22 +74,26 @@ def _read(process: subprocess.Popen[str], number: int, say: Callable[[str], None
             say(f"[{number}] {line.rstrip()}")
 
 
-def _look_after(slot: _Slot, command: Sequence[str], say: Callable[[str], None]) -> None:
+def _look_after(slot: _Slot, command: Sequence[str], say: Callable[[str], None],
+                pauses: Sequence[float]) -> None:
     """Start an agent again that died; not one that has left, or that only dies."""
+    now = time.monotonic()
+    if slot.begins is not None and now >= slot.begins:
+        slot.begins = None
+        _start(slot, command, say)
     code = slot.process.poll() if slot.process else None
     if code is None:
         return
     slot.process = None
     if code == 0:
         return
-    is_quick = time.monotonic() - slot.started < QUICK_S
-    slot.failures = slot.failures + 1 if is_quick else 1
+    slot.failures = slot.failures + 1 if now - slot.started < QUICK_S else 1
     died = f"agent {slot.number} {_ended(code)}"
-    if slot.failures >= FAILURES_IN_A_ROW:
+    if slot.failures > len(pauses):
         say(f"{died}, {slot.failures} times in a row: it is not started again")
         return
     say(f"{died}; starting it again")
-    _start(slot, command, say)
+    slot.begins = now + pauses[slot.failures - 1]
 
 
 def _ended(code: int) -> str:

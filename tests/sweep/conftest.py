@@ -1,5 +1,6 @@
 """One whole tiny study that nothing disturbed, walked once and looked at by many tests."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,5 +79,6 @@ def alone(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, study: Study) -> Desk:
-    return Desk(tmp_path, study)
+def desk(tmp_path: Path, study: Study) -> Iterator[Desk]:
+    with Desk(tmp_path, study) as found:
+        yield found

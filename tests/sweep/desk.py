@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import tiny
 from mlflow import MlflowClient
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Desk:
-    """A folder with the study's files, and commands typed there."""
+    """A folder with the study's files, and commands typed there; as a context, none outlives it."""
 
     def __init__(self, folder: Path, study: Study, storage: str | None = None,
                  lease_s: float = 60) -> None:
@@ -28,35 +30,55 @@ class Desk:
         tiny.write(study, folder)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "HARNESS"))}
         self.environment = {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        self._started: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.kill()  # harmless if it has ended; agents follow their supervisor
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
 
     def start(self, *words: str, quiet: bool = False) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        self._started.append(subprocess.Popen(
             [sys.executable, "-m", "harness", *words, *self._where], cwd=self.folder,
             env=self.environment, stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True)
+            stderr=subprocess.STDOUT, text=True))
+        return self._started[-1]
+
+    @property
+    def id(self) -> str:
+        return study_id(self.study)
 
     def agents(self) -> list[int]:
         """Processes that are at work on a trial."""
-        holders = self.place.claims(study_id(self.study)).holders()
+        holders = self.place.claims(self.id).holders()
         return [holder.pid for claim, holder in holders.items() if claim.startswith("trial-")]
 
     def wait_for(self, what: Callable[[], object], process: "subprocess.Popen[str]") -> None:
         end = time.monotonic() + 240
         while not what():
             assert time.monotonic() < end, "it takes too long"
-            assert process.poll() is None, process.communicate()[0]
+            if process.poll() is not None:
+                raise AssertionError(f"it ended with {process.returncode}: "
+                                     f"{process.communicate()[0]}")
             time.sleep(0.05)
 
     def outcome(self) -> Outcome:
-        facts = self.place.ledger(study_id(self.study)).get("outcome")
+        facts = self.place.ledger(self.id).get("outcome")
         assert facts is not None
         return Outcome.from_json(facts)
 
-    def check(self, alone: Outcome) -> None:
-        """The study is as if one agent had worked undisturbed, and MLflow has each run once."""
-        found, wanted = tiny.found(self.outcome()), tiny.found(alone)
-        assert found == wanted
-        ledger = self.place.ledger(study_id(self.study))
+    def check(self, alone: Outcome) -> Counter[str]:
+        """The study is as if one agent had worked undisturbed, and MLflow has each run once.
+
+        Returns what was counted: trials, runs and curves, each by how it is.
+        """
+        assert tiny.found(self.outcome()) == tiny.found(alone)
+        ledger = self.place.ledger(self.id)
         assert all(t.state.name == "COMPLETE" for t in ledger.trials())
         client = MlflowClient(self.environment.get(
             "MLFLOW_TRACKING_URI", f"sqlite:///{self.folder / 'mlflow.db'}"))
@@ -68,7 +90,15 @@ class Desk:
         trials = [f"trial {t.number}" for t in ledger.settings()]
         assert names == sorted(["baseline", "control l1", "control random", self.outcome().study_id,
                                 *trials])
+        curves = 0
         for run in runs:
             for key in set(run.data.metrics) - {"val_accuracy_of_model", "macs_of_model"}:
-                steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
-                assert steps == sorted(set(steps)), f"{run.info.run_name}: {key} has a step twice"
+                points = client.get_metric_history(run.info.run_id, key)
+                # MLflow has them by time, and a stage that was made again is younger.
+                steps = sorted(point.step for point in points)
+                assert steps == list(range(len(steps))), (
+                    f"{run.info.run_name}: {key} has a gap, or a step twice: {steps}")
+                curves += 1
+        return Counter({"trials COMPLETE": len(ledger.trials()), "runs FINISHED": len(runs),
+                        "curves without gap or step twice": curves,
+                        "champions bitwise that of the undisturbed study": 1})

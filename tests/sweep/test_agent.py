@@ -1,12 +1,14 @@
 """The agent: failures, duplicates, small spaces, budgets that cannot be met."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from tiny import Machine
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness import train as training
 from harness.console import QuietScreen
@@ -32,12 +34,39 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(tmp_path: Path) -> No
               and "duplicate_of" not in t.user_attrs]
     assert failed, "no trial failed: nothing is tested"
     assert all(t.params["retrain.lr"] == NAN for t in failed)
-    assert all("the loss is nan" in t.user_attrs["reason"] for t in failed)
+    assert all(t.user_attrs["reason"].startswith("step 1: the loss is nan after epoch 1")
+               for t in failed)
     runs = [run for run in machine.runs("trial") if run.status == "FAILED"]
     assert [run.tags["reason"] for run in runs] == [t.user_attrs["reason"] for t in failed]
     notes = [f"trial {ordinal_of(t)} failed: {t.user_attrs['reason']}" for t in failed]
     assert set(notes) <= set(outcome.notes)
     assert machine.runs("study")[0].status == "FINISHED"
+
+
+def test_a_trial_without_memory_fails_lets_it_go_and_the_agent_lives(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial after it begins without the network and the batches of the one that failed."""
+    train, kept, begun = training.train, list[weakref.ref[Tensor]](), [0]
+
+    def out_of_memory(model: nn.Module, *given: Any, **more: Any) -> Any:
+        begun[0] += 1
+        assert all(reference() is None for reference in kept), "the memory is not let go"
+        if begun[0] == 3:  # the baseline and a step went well
+            batch = torch.zeros(3)
+            kept.extend([weakref.ref(batch), weakref.ref(next(model.parameters()))])
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return train(model, *given, **more)
+
+    monkeypatch.setattr(training, "train", out_of_memory)
+    machine, study = Machine(tmp_path), tiny.study(trials=2, controls=[])
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 2
+    assert len(kept) == 2
+    assert begun[0] > 3
+    failed, = (t for t in machine.ledger(study).trials() if t.state.name == "FAIL")
+    assert failed.user_attrs["reason"] == "CUDA out of memory. Tried to allocate 2.00 GiB"
+    run, = (run for run in machine.runs("trial") if run.status == "FAILED")
+    assert run.tags["reason"] == failed.user_attrs["reason"]
 
 
 def test_three_failures_in_a_row_stop_the_study(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
 
+from harness.sweep.ledger import MOST_TRIES
 from harness.sweep.outcome import Outcome
 from harness.sweep.progress import progress
+from harness.sweep.supervisor import PAUSES, supervise
 from sweep.desk import Desk
 
 
@@ -66,11 +69,11 @@ def test_agents_that_join_and_leave_by_themselves_finish_the_study(desk: Desk, a
     desk.check(alone)
 
 
-def test_an_agent_that_only_dies_is_given_up(desk: Desk) -> None:
-    (desk.folder / "runs").mkdir()
-    desk.environment["MLFLOW_TRACKING_URI"] = "nonsense://nowhere"
-    process = desk.start("study", "tiny", "--agents", "2")
-    said, _ = process.communicate(timeout=280)
-    assert process.returncode == 1
-    assert "3 times in a row: it is not started again" in said
-    assert "the agents left before tiny was finished" in said
+def test_an_agent_that_only_dies_is_given_up() -> None:
+    """And no sooner than a trial that kills whoever walks it: the others go on."""
+    said: list[str] = []
+    dies = [sys.executable, "-c", "raise SystemExit(7)"]
+    assert not supervise(dies, [{}], said.append, pauses=(0, 0, 0))
+    assert said == ["agent 0 ended with 7; starting it again"] * 3 + [
+        "agent 0 ended with 7, 4 times in a row: it is not started again"]
+    assert len(PAUSES) == MOST_TRIES

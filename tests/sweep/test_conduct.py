@@ -159,7 +159,7 @@ class Life:
         return guarded
 
 
-READS = ("status", "steps", "find_run")
+READS = ("status", "steps", "find_run", "running")
 
 
 class Mortal:

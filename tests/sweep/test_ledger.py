@@ -10,7 +10,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
-from harness.errors import StudyError
+from harness.errors import StoreError, StudyError
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.results import Final, Result
 from harness.sweep.space import Space
@@ -221,7 +221,7 @@ def test_a_broken_file_is_said_to_be_broken_and_left_alone(content: bytes, tmp_p
 
 
 def test_a_storage_that_fails_at_work_says_that_nothing_is_lost() -> None:
-    with pytest.raises(StudyError, match="sqlite:///x failed: disk I/O error. Nothing is lost"):
+    with pytest.raises(StoreError, match="sqlite:///x failed: disk I/O error. Nothing is lost"):
         with told("sqlite:///x"):
             raise OperationalError("INSERT", {}, OSError("disk I/O error")) from OSError(
                 "disk I/O error")

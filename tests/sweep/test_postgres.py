@@ -23,7 +23,7 @@ from harness.sweep.progress import progress
 from harness.sweep.storage import PatientStorage, open_study
 from sweep.desk import Desk
 
-pytestmark = [pytest.mark.postgres, pytest.mark.faults]
+pytestmark = pytest.mark.postgres
 NUMBERS = count()
 
 
@@ -38,8 +38,9 @@ def server() -> Iterator[postgres.Server]:
 
 
 @pytest.fixture
-def shared(tmp_path: Path, study: Study, server: postgres.Server) -> Desk:
-    return Desk(tmp_path, study, server.url(f"study{next(NUMBERS)}"), lease_s=3)
+def shared(tmp_path: Path, study: Study, server: postgres.Server) -> Iterator[Desk]:
+    with Desk(tmp_path, study, server.url(f"study{next(NUMBERS)}"), lease_s=3) as found:
+        yield found
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
@@ -49,7 +50,9 @@ def finish(process: "subprocess.Popen[str]") -> str:
 
 
 def test_two_agents_that_start_at_once_on_a_fresh_database(shared: Desk, alone: Outcome) -> None:
-    one, two = shared.start("agent", "tiny"), shared.start("agent", "tiny")
+    """As on two machines: each has a home of its own, with its own stages and lock files."""
+    other = str(shared.folder / "other")
+    one, two = shared.start("agent", "tiny"), shared.start("agent", "tiny", "--home", other)
     for process in (one, two):
         assert f"{study_id(shared.study)} is finished" in finish(process)
     shared.check(alone)
@@ -84,7 +87,11 @@ def test_an_agent_that_sleeps_over_its_lease_leaves_its_trial_to_who_took_it(
 
 def test_the_database_is_restarted_in_the_middle(shared: Desk, alone: Outcome,
                                                  server: postgres.Server) -> None:
+    """And away when the study begins."""
+    server.down()
     process = shared.start("study", "tiny", "--agents", "2")
+    time.sleep(8)  # by then it has knocked
+    server.up()
     restarts = 0
     while process.poll() is None:
         if shared.agents():
@@ -98,7 +105,7 @@ def test_the_database_is_restarted_in_the_middle(shared: Desk, alone: Outcome,
 
 
 def test_what_is_no_outage_is_not_waited_for(server: postgres.Server, tmp_path: Path) -> None:
-    storage = open_study("x", server.url("patience"), tmp_path)._storage
+    storage = open_study("x", server.url("patience"), tmp_path)._storage.inner
     assert isinstance(storage, PatientStorage)
     calls = []
 
@@ -117,17 +124,18 @@ def test_what_is_no_outage_is_not_waited_for(server: postgres.Server, tmp_path: 
 
 def test_mlflow_s_server_on_postgresql_goes_away_and_comes_back(
         desk: Desk, alone: Outcome, server: postgres.Server) -> None:
-    """What is to be written meanwhile waits; the study does not fail."""
+    """What is to be written meanwhile waits; the study does not fail. AWAY_S=60: for a minute."""
     store = server.url(f"mlflow{next(NUMBERS)}")
-    port = server.port + 1
+    port = postgres.free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers",
                "1", "--port", str(port), "--artifacts-destination", str(desk.folder / "artifacts")]
     quiet = {**desk.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     desk.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
 
     def start() -> "subprocess.Popen[str]":
-        return subprocess.Popen(command, cwd=desk.folder, env=quiet, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL, start_new_session=True, text=True)
+        with (desk.folder / "server.log").open("a") as log:
+            return subprocess.Popen(command, cwd=desk.folder, env=quiet, stdout=log, stderr=log,
+                                    start_new_session=True, text=True)
 
     def stop(running: "subprocess.Popen[str]") -> None:
         os.killpg(running.pid, signal.SIGKILL)
@@ -144,7 +152,7 @@ def test_mlflow_s_server_on_postgresql_goes_away_and_comes_back(
     try:
         desk.wait_for(desk.agents, process)
         stop(running)
-        time.sleep(15)
+        time.sleep(float(os.environ.get("AWAY_S", "5")))
         running = start()
         finish(process)
         desk.check(alone)
