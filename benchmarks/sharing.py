@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -37,7 +37,8 @@ SMALL = {"model.width": 0.125, "baseline.epochs": 4, "finetune.epochs": 0}
 
 @dataclass(frozen=True)
 class Shared:
-    """A study that walked the list. weights: setting -> hash of its last network."""
+    """A study that walked the list. weights: setting -> hash of its last network; champion: of
+    the best one, '' if there is none."""
 
     agents: int
     epochs: int
@@ -47,15 +48,17 @@ class Shared:
     saved_with_baselines: float
     made_again: int
     weights: dict[int, str]
+    champion: str
 
 
-def settings(count: int, seed: int = 0) -> list[dict[str, Any]]:
+def drawn(ladders: Mapping[str, Sequence[Any]], count: int, random: Random,
+          ) -> list[dict[str, Any]]:
     """Different settings, drawn evenly."""
-    random, found = Random(seed), list[dict[str, Any]]()
+    found: list[dict[str, Any]] = []
     while len(found) < count:
-        drawn = {key: random.choice(ladder) for key, ladder in LADDERS.items()}
-        if drawn not in found:
-            found.append(drawn)
+        one = {key: random.choice(ladder) for key, ladder in ladders.items()}
+        if one not in found:
+            found.append(one)
     return found
 
 
@@ -79,7 +82,8 @@ def shared(study: Study, folder: Path, agents: int) -> Shared:
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
     place = Place.at(folder / "runs")
-    results = place.ledger(study_id(study)).results()
+    ledger = place.ledger(study_id(study))
+    results = ledger.results()
     experiment = Experiment(study.base, stages(folder / "runs"))
     effort = effort_of([r for _, r in results], len(experiment.baseline.epochs))
     times = stages(folder / "runs").times_made()
@@ -90,7 +94,8 @@ def shared(study: Study, folder: Path, agents: int) -> Shared:
         assert stage is not None, "the store let a stage go"
         weights[ordinal_of(trial)] = checksum(stage)
     return Shared(agents, effort.run, effort.naive, effort.baseline, effort.saved,
-                  effort.saved_with_baselines, sum(times[key] - 1 for key in keys), weights)
+                  effort.saved_with_baselines, sum(times[key] - 1 for key in keys), weights,
+                  ledger.get("outcome")["weights"])
 
 
 def alone(base: RunConfig, given: dict[str, Any]) -> tuple[str, int]:
@@ -107,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
-    listed = settings(asked.trials)
+    listed = drawn(LADDERS, asked.trials, Random(0))
     study = study_of(listed)
     with tempfile.TemporaryDirectory() as place:
         walks = [shared(study, Path(place) / str(n), n) for n in asked.agents]

@@ -25,6 +25,7 @@ from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import Outcome, Row
 from harness.sweep.results import Effort, Final, Result, effort_of
 from harness.sweep.runs import named
+from harness.sweep.space import Space
 from harness.sweep.verdict import Versus, compared, sentence
 from harness.sweep.verdict import metrics as comparison_metrics
 from harness.trajectories import Stage
@@ -268,7 +269,8 @@ def _notes(agent: Agent) -> list[str]:
 
 
 def _view(agent: Agent) -> str:
-    view = build(agent.study_id, settings=[short(path) for path in agent.study.config.space])
+    searched = Space.of(agent.study.config).searched
+    view = build(agent.study_id, settings=[short(p) for p in searched])
     return agent.tracker.save_view(view.key, view.value)
 
 

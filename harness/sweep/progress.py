@@ -3,16 +3,19 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from harness.config import Study, short
-from harness.console import count, percent
+from harness.console import count, percent, seconds
+from harness.sweep.bookkeeping import metrics
 from harness.sweep.claims import Holder
-from harness.sweep.ledger import ordinal_of
+from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.orders import Order, order_of
 from harness.sweep.place import Place
-from harness.sweep.results import Result
+from harness.sweep.results import Result, effort_of
+from harness.sweep.space import Space
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,44 @@ def progress(study: Study, place: Place) -> Progress:
     """Every trial with its state and who is at work on it; read only, also while the study runs."""
     name = place.begun(study)
     ledger, holders = place.ledger(name), place.claims(name).holders()
-    rows = []
+    searched, rows = Space.of(study.config).searched, []
     for trial in ledger.trials():
         result = trial.user_attrs.get("result")
         found = Result.from_json(result).last if result else None
         copied = trial.user_attrs.get("duplicate_of")
         holder = holders.get(f"trial-{ordinal_of(trial)}")
         rows.append((str(ordinal_of(trial)), _state(trial, holder),
-                     *(str(trial.params.get(path, "-")) for path in study.config.space),
+                     *(str(trial.params.get(path, "-")) for path in searched),
                      percent(found.accuracy if found else None),
                      count(found.macs) if found else "-", str(trial.user_attrs.get("tries", 0)),
                      f"same as {copied}" if copied is not None else
-                     str(trial.user_attrs.get("reason", ""))))
+                     str(trial.user_attrs.get("reason", "")) or _why_stopped(result)))
     at_work = [holder for claim, holder in holders.items() if claim.startswith("agent-")]
     state = f"{len(at_work)} at work" if at_work else "idle"
     order = order_of(ledger)
     if order is not Order.GO:
         state += f", told to {order.value}"
     return Progress(f"{name}: {len(ledger.results())} of {study.config.trials} settings, {state}",
-                    ("trial", "state", *(short(p) for p in study.config.space), "accuracy", "MACs",
-                     "tries", "note"), tuple(rows), tuple(_doing(holders)))
+                    ("trial", "state", *(short(p) for p in searched), "accuracy", "MACs",
+                     "tries", "note"), tuple(rows), (*_doing(holders), *_spent(study, ledger)))
+
+
+def _spent(study: Study, ledger: Ledger) -> Iterator[str]:
+    """What the finished trials cost, and what they would have cost without sharing."""
+    results = [result for _, result in ledger.results()]
+    if results:
+        effort = effort_of(results, study.base.baseline.epochs)
+        yield (f"{effort.run} epochs of retraining and fine-tuning run, {effort.naive} without "
+               f"sharing ({effort.saved:.2f}x; {effort.saved_with_baselines:.2f}x with a baseline "
+               "each)")
+    kept = metrics(ledger)
+    if kept["agents_s"]:
+        yield (f"bookkeeping: {percent(kept['bookkeeping_share'])} of the "
+               f"{seconds(kept['agents_s'])} that agents have noted")
+
+
+def _why_stopped(result: Mapping[str, Any] | None) -> str:
+    return str(result["reason"]) if result and result.get("stopped") else ""
 
 
 def _state(trial: FrozenTrial, holder: Holder | None) -> str:

@@ -257,7 +257,7 @@ def test_status_says_who_is_at_work(whole: Whole) -> None:
     with holding(place.claims(name), "agent-1"):
         shown = progress(whole.study, place)
         assert shown.title.endswith("1 at work")
-        assert len(shown.notes) == 1
+        assert len([note for note in shown.notes if "last heartbeat" in note]) == 1
         assert f":{os.getpid()}: between trials; at work since " in shown.notes[0]
 
 
@@ -265,6 +265,9 @@ def test_status_lists_every_trial(whole: Whole) -> None:
     state = progress(whole.study, whole.machine.place)
     assert [row[0] for row in state.rows] == [str(n) for n, *_ in trials(
         whole.machine.ledger(whole.study))]
+    naive = sum((len(t.steps) - 1) * c.retrain.epochs + len(t.finals) for c, t in whole.trials)
+    assert any(f" {naive} without sharing" in note for note in state.notes)
+    assert state.notes[-1].startswith("bookkeeping: ")
     assert state.columns[2:6] == ("filters_per_step", "layer_min", "percentage", "retrain_epochs")
 
 
