@@ -1,8 +1,8 @@
 """The same study with one, two and three agents: the same to the bit?
 
-`python -m benchmarks.agents` takes as many settings of the main study as it asks for, as a fixed list,
-since what a sampler suggests depends on what is finished when it is asked; and walks them with its
-controls, once with each number of agents. `--profile smoke` is the short form.
+`python -m benchmarks.agents` takes as many settings of the main study as it asks for, as a fixed
+list, since what a sampler suggests depends on what is finished when it is asked; and walks them
+with its controls, once with each number of agents. `--profile smoke` is the short form.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from harness.experiment import known_names
 def fixed(name: str, profile: str | None, seed: int = 0) -> Study:
     """The study with its suggestions written down beforehand, drawn evenly."""
     study = load_study(name, profile=profile, known=Known(**known_names()))
-    listed = drawn(study.config.space, study.config.trials, Random(seed))
+    ladders = {key: given for key, given in study.config.space.items() if isinstance(given, list)}
+    listed = drawn(ladders, study.config.trials, Random(seed))
     return replace(study, config=study.config.model_copy(update={"enqueue": listed}))
 
 
