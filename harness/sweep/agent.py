@@ -159,8 +159,9 @@ class Agent:
                                  "stand above and in MLflow. Mend the cause and run it again.")
         return not self._lacks_trials() and not self.ledger.unfinished()
 
-    def _next(self) -> tuple[FrozenTrial, Claim] | None:
-        """A trial that nobody is at work on, or a new one; None if others have all that is left."""
+    def _next(self) -> tuple[FrozenTrial | optuna.Trial, Claim] | None:
+        """A trial that nobody is at work on, or a new one, with settings; None if others have all
+        that is left."""
         left = {f"trial-{ordinal_of(trial)}": trial for trial in self.ledger.unfinished()}
         for name in self.claims.maybe_free(list(left)):
             trial, claim = left[name], self.claims.take(name)
@@ -178,8 +179,7 @@ class Agent:
             new = self.claims.take(f"trial-{ordinal_of(begun)}")
             if new is None:
                 return None
-            self._suggest(begun)  # while nobody else asks: two at once would be told the same
-            return begun, new
+            return self._suggest(begun), new  # while nobody else asks: two would be told the same
 
     def _is_more_wanted(self) -> bool:
         return self._lacks_trials() and time.time() <= self._deadline
@@ -218,10 +218,10 @@ class Agent:
         if order_of(self.ledger) is not Order.GO:
             raise HandedBack("the study was told to pause or to stop")
 
-    def _attempt(self, begun: FrozenTrial, claim: Claim) -> bool | None:
+    def _attempt(self, begun: FrozenTrial | optuna.Trial, claim: Claim) -> bool | None:
         """Walk one trial. False if it failed, None if it was a duplicate or went back; what is no
         fault of the trial's goes up."""
-        trial = self._suggest(begun)
+        trial = self._suggest(begun) if isinstance(begun, FrozenTrial) else begun
         earlier = self.ledger.earlier(trial)
         if earlier is not None:
             self.ledger.copy(trial, earlier)
