@@ -33,6 +33,7 @@ from harness.sweep.storage import open_claims, open_study
 T = TypeVar("T")
 ROUNDS = 5
 BEAT_S = 15.0  # a lease is renewed so often; an agent holds two: itself and its trial
+LEASE_S = 3600.0  # those of the others lie still, and must not seem to be of the dead
 MOST_AGENTS = {"sqlite": 100}  # of one machine
 AT_ONCE = ("postgresql",)  # serves many at once: what one agent alone may hold is the turn to ask
 
@@ -209,8 +210,8 @@ def _study(url: str, folder: Path) -> optuna.Study:
 
 def _claims(url: str, folder: Path) -> Claims:
     if url == "memory":
-        return LeaseClaims(LEASES.setdefault(folder, stub_study.MemoryLeases()))
-    return open_claims(stub_study.NAME, url, folder)
+        return LeaseClaims(LEASES.setdefault(folder, stub_study.MemoryLeases()), LEASE_S)
+    return open_claims(stub_study.NAME, url, folder, LEASE_S)
 
 
 def _fill(url: str, folder: Path, known: int, others: int) -> None:

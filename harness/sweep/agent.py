@@ -150,8 +150,9 @@ class Agent:
                                  "stand above and in MLflow. Mend the cause and run it again.")
         return not self._lacks_trials() and not self.ledger.unfinished()
 
-    def _next(self) -> tuple[FrozenTrial, Claim] | None:
-        """A trial that nobody is at work on, or a new one; None if others have all that is left."""
+    def _next(self) -> tuple[FrozenTrial | optuna.Trial, Claim] | None:
+        """A trial that nobody is at work on, or a new one, with settings; None if others have all
+        that is left."""
         left = {f"trial-{ordinal_of(trial)}": trial for trial in self.ledger.unfinished()}
         for name in self.claims.maybe_free(list(left)):
             trial, claim = left[name], self.claims.take(name)
@@ -170,12 +171,12 @@ class Agent:
             if new is None:
                 return None
             try:
-                self._suggest(begun)  # while nobody else asks: two at once would be told the same
+                # While nobody else asks: two at once would be told the same.
+                return self._suggest(begun), new
             except UpdateFinishedTrialError:  # stopped here for longer than the lease
                 self._leave_to_another(begun)
                 new.release()
                 return None
-            return begun, new
 
     def _is_more_wanted(self) -> bool:
         return self._lacks_trials() and time.time() <= self._deadline
@@ -234,10 +235,10 @@ class Agent:
         if order_of(self.ledger) is not Order.GO:
             raise HandedBack("the study was told to pause or to stop")
 
-    def _attempt(self, begun: FrozenTrial, claim: Claim) -> bool | None:
+    def _attempt(self, begun: FrozenTrial | optuna.Trial, claim: Claim) -> bool | None:
         """Walk one trial. False if it failed, None if it was a duplicate or went back; what is no
         fault of the trial's goes up."""
-        trial = self._suggest(begun)
+        trial = self._suggest(begun) if isinstance(begun, FrozenTrial) else begun
         earlier = self.ledger.earlier(trial)
         if earlier is not None:
             self.ledger.copy(trial, earlier)
@@ -251,7 +252,7 @@ class Agent:
             self.screen.trial(ordinal, named(settings), config.prune.percentage)
             run_id = self.runs.trial(trial, config)
             with ending(self.tracker, run_id):
-                done = self.walk(run_id, config, claim, stop=self._stop_of(trial, begun))
+                done = self.walk(run_id, config, claim, stop=self._stop_of(trial))
         except (ClaimLost, UpdateFinishedTrialError):  # the latter is a RuntimeError, too
             raise
         except HandedBack:
@@ -269,17 +270,17 @@ class Agent:
         self.screen.study(self.study_id, self.ledger.tally().found, self.study.config.trials)
         return True
 
-    def _leave_to_another(self, trial: FrozenTrial) -> None:
+    def _leave_to_another(self, trial: FrozenTrial | optuna.Trial) -> None:
         """This process was stopped for longer than its lease, and another has the trial."""
         self.screen.message(f"trial {ordinal_of(trial)} was taken over by another agent")
         self.runs.settle(self.ledger.again(trial))
 
-    def _stop_of(self, trial: optuna.Trial, begun: FrozenTrial) -> Stop:
+    def _stop_of(self, trial: optuna.Trial) -> Stop:
         def others() -> list[CurvePoint]:
             return [p for _, result in self.ledger.results() for p in result.curve if p.step]
 
-        return stop_of(self.study.config, trial, begun.intermediate_values,
-                       self.experiment.whole.macs, others)
+        told = self.ledger.again(trial).intermediate_values
+        return stop_of(self.study.config, trial, told, self.experiment.whole.macs, others)
 
     def walk(self, run_id: str, config: RunConfig, claim: Claim, *, macs: int | None = None,
              experiment: Experiment | None = None, stop: Stop = lambda point: "") -> Trial:

@@ -87,7 +87,7 @@ class Ledger:
         asked = self.study.ask()
         return asked.storage.get_trial(asked._trial_id)
 
-    def again(self, trial: FrozenTrial) -> FrozenTrial:
+    def again(self, trial: FrozenTrial | optuna.Trial) -> FrozenTrial:
         """The same trial as it is now; `trial` itself is as it was when it was read."""
         return self.study._storage.get_trial(trial._trial_id)
 
