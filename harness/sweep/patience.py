@@ -42,6 +42,8 @@ def _is_outage(error: BaseException | None) -> bool:
     a driver's own errors through.
     """
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "PendingRollbackError" in kinds:
+        return True  # the session was cut in the middle of a transaction, and that was not noticed
     if not kinds & {"DBAPIError", "DatabaseError", "InterfaceError"}:
         return False
     if any(words in str(error) for words in _REFUSALS):

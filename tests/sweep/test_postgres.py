@@ -13,8 +13,10 @@ from urllib.request import urlopen
 
 import postgres
 import pytest
+import sqlalchemy as sql
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
+from sqlalchemy.pool import NullPool
 
 from harness.config import Study
 from harness.sweep.outcome import Outcome
@@ -39,7 +41,8 @@ def server() -> Iterator[postgres.Server]:
 
 @pytest.fixture
 def shared(tmp_path: Path, study: Study, server: postgres.Server) -> Iterator[Desk]:
-    with Desk(tmp_path, study, server.url(f"study{next(NUMBERS)}"), lease_s=3) as found:
+    """A lease that outlasts what a busy machine does to the thread that renews it."""
+    with Desk(tmp_path, study, server.url(f"study{next(NUMBERS)}"), lease_s=10) as found:
         yield found
 
 
@@ -78,10 +81,11 @@ def test_an_agent_that_sleeps_over_its_lease_leaves_its_trial_to_who_took_it(
     shared.wait_for(shared.agents, one)
     one.send_signal(signal.SIGSTOP)
     two = shared.start("agent", "tiny")
-    said = finish(two)
-    assert "is finished" in said
+    other = finish(two)
+    assert "is finished" in other
     one.send_signal(signal.SIGCONT)
-    assert "was taken over by another agent" in finish(one)
+    said = finish(one)
+    assert "was taken over by another agent" in said, f"{said}\nThe other: {other}"
     shared.check(alone)
 
 
@@ -114,12 +118,46 @@ def test_what_is_no_outage_is_not_waited_for(server: postgres.Server, tmp_path: 
             calls.append(1)
             if len(calls) < 4:
                 raise OperationalError("select", {}, Exception("the server is away"))
+            if len(calls) == 4:
+                raise StorageInternalError from PendingRollbackError("the session was cut")
             raise StorageInternalError from ProgrammingError("select", {}, Exception("no table"))
 
     storage.inner = Inner()  # type: ignore[attr-defined]
     with pytest.raises(StorageInternalError):
         storage.get_all_studies()
-    assert len(calls) == 4
+    assert len(calls) == 5
+
+
+def test_a_session_that_is_cut_before_any_statement_is_begun_again(
+        server: postgres.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PostgreSQL cuts that of an agent which is stopped in the middle of a transaction."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
+    url = server.url("cut")
+    study = open_study("x", url, tmp_path)
+    admin = sql.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    left = [0]
+
+    @sql.event.listens_for(study._storage.inner.inner._backend.engine, "before_cursor_execute")
+    def cut(connection: sql.Connection, *_: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            pid = connection.connection.driver_connection.info.backend_pid
+            with admin.connect() as other:
+                other.execute(sql.text(f"SELECT pg_terminate_backend({pid}, 5000)"))
+
+    for statements in count(1):
+        left[0] = statements
+        trial = study.ask()
+        trial.suggest_categorical("a", [1, 2])
+        trial.set_user_attr("statements", statements)
+        study.tell(trial, 0.5)
+        if left[0] > 0:
+            break  # there were not so many: each has been the last of a session
+    found = open_study("x", url, tmp_path).get_trials()
+    assert [t.user_attrs["statements"] for t in found] == list(range(1, statements + 1))
+    assert {t.state.name for t in found} == {"COMPLETE"}
+    assert statements > 10
 
 
 def test_mlflow_s_server_on_postgresql_goes_away_and_comes_back(
