@@ -259,7 +259,7 @@ def _overridden(study: Tree, base: Tree, wanted: Mapping[str, Any],
     asked, _ = _set(StudyConfig, {}, of_study, None)
     study, wrong = _set(StudyConfig, study, of_study, known)
     wrong += _wrong_inside({"space": asked.get("space")}, base, known)
-    wrong += _searched(of_run, _table(study.get("space")))
+    wrong += _searched(of_run, _tried(study))
     base, _ = _set(RunConfig, base, _table(study.get("set")), known)
     base, wrong_run = _set(RunConfig, base, of_run, known)
     return study, base, wrong + wrong_run
@@ -296,7 +296,7 @@ def _missing_weights(tree: Tree) -> list[Mistake]:
 
 def _wrong_inside(study: Tree, base: Tree, known: Known) -> list[Mistake]:
     """What is wrong with the values that a study and its profiles would give to their run."""
-    space, settings = _table(study.get("space")), _table(study.get("set"))
+    space, settings = _tried(study), _table(study.get("set"))
     found: list[Mistake] = []
     for where, part in _parts(study).items():
         searched, own = _table(part.get("space")), _table(part.get("set"))
@@ -308,6 +308,13 @@ def _wrong_inside(study: Tree, base: Tree, known: Known) -> list[Mistake]:
         found += [Mistake(f"{where}set.{m.key}", m.text) for m in of_set
                   if Mistake(f"set.{m.key}", m.text) not in found]
     return found + _wrong_enqueued(space, study.get("enqueue"))
+
+
+def _tried(study: Tree) -> Tree:
+    """What every trial sets: the space, or the percentages of a binary search."""
+    if study.get("kind") == "binary_search":
+        return {"prune.percentage": {}}
+    return _table(study.get("space"))
 
 
 def _wrong_together(study: Tree) -> list[Mistake]:

@@ -385,9 +385,10 @@ def check_pruning(config: RunConfig | Study) -> None:
     """
     if isinstance(config, Study):
         runs, place = list(_variants(config)), f"the study {config.config.name}"
+        found = _idle_percentages(config)
     else:
-        runs, place = [config], f"the run {config.name}"
-    found = [m for run in runs for m in _wrong_criterion(run)]
+        runs, place, found = [config], f"the run {config.name}", []
+    found += [m for run in runs for m in _wrong_criterion(run)]
     try:
         model = _stand_in(runs[0])
     except ModelError:  # the data's channels and classes may be what it misses
@@ -397,6 +398,15 @@ def check_pruning(config: RunConfig | Study) -> None:
     else:
         found += [m for run in runs for m in _wrong_modules(run, model)]
     tell((place, list(dict.fromkeys(found))))
+
+
+def _idle_percentages(study: Study) -> list[Mistake]:
+    """Percentages that are varied where ratios say what goes."""
+    is_varied = study.config.kind == "binary_search" or "prune.percentage" in study.config.space
+    if not (is_varied and study.base.prune.ratios):
+        return []
+    return [Mistake("prune.ratios", "with ratios the percentage that the study varies has no "
+                                    "effect: leave the ratios, or vary prune.ratios.NAME")]
 
 
 def _variants(study: Study) -> Iterator[RunConfig]:

@@ -485,6 +485,27 @@ def test_a_mistake_of_a_study_names_the_key_and_the_value(desk: Path, text: str,
     assert sentence in said(error)[key]
 
 
+@pytest.mark.parametrize(("text", "key", "sentence"), [
+    ("kind: pareto\nbudget: {flops: 0.2}\nspace: {retrain.lr: [1]}", "budget",
+     "constraints.flops"),
+    ("kind: pareto\nstopper: {name: median}\nspace: {retrain.lr: [1]}", "stopper",
+     "one of auto, none, dominated."),
+    ("stopper: {name: dominated}\nspace: {retrain.lr: [1]}", "stopper",
+     "one of auto, none, median"),
+    ("kind: pareto", "space", "must hold at least one entry"),
+    ("kind: binary_search\nspace: {retrain.lr: [1]}", "space", "percentages of its own"),
+    ("kind: binary_search\nsearch: {start: 52}", "search", "whole number of steps of 5"),
+    ("kind: binary_search\nsearch: {low: 60}", "search", "start (50) and high (95) must be low"),
+    ("kind: binary_search\nset: {prune.percentage: 3}", "set.prune.percentage",
+     "every trial sets it"),
+    ("kind: best\nspace: {retrain.lr: [1]}", "kind", "unknown choice 'best'")])
+def test_what_does_not_go_with_the_kind_of_a_study_is_told(desk: Path, text: str, key: str,
+                                                           sentence: str) -> None:
+    with pytest.raises(ConfigError, match=r"1 mistake in question.yaml") as error:
+        study_of(f"config: base\n{text}")
+    assert sentence in said(error)[key]
+
+
 def test_mistakes_of_the_study_its_run_and_the_overrides_come_together(desk: Path) -> None:
     write("configs/base.yaml", "seed: x")
     with pytest.raises(ConfigError) as error:

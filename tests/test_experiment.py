@@ -351,6 +351,8 @@ def needy(group: Any, evidence: Any, *, power: float) -> Tensor:
 def test_a_studys_ladders_and_controls_are_checked_against_network_and_criteria() -> None:
     """Keys of ladders name modules; a control takes no options, also if it must be given one."""
     check_pruning(tiny.study())
+    with pytest.raises(ConfigError, match=r"prune.ratios: with ratios the percentage .* no effect"):
+        check_pruning(tiny.study(base=tiny.run(prune__ratios={"": 0.5})))
     space = {"prune.floors.layer_min.33": [0.1, 0.2], "prune.criterion": ["lp", "l1"],
              "prune.criterion_options.p": [1, 2]}
     with pytest.raises(ConfigError) as caught:
