@@ -382,7 +382,7 @@ def ui(port: int, home: str | None) -> None:
     console.say("starting MLflow's pages (about ten seconds) ...")
     with tracking.serve(None, root, port) as server:
         for outcome in found:
-            console.say(f"{outcome.study_id}: {server.url}{outcome.view}")
+            console.say(f"{outcome.study_id}: {server.url}/{outcome.view}")
         console.say(f"all experiments: {server.url}")
         console.say("Ctrl-C ends it.")
         server.wait()

@@ -13,6 +13,7 @@ from harness.analysis.pareto import curve_area, front, hypervolume
 from harness.checkpoint import save_pruned
 from harness.comparison_view import build
 from harness.config import Study, short, to_yaml
+from harness.console import percent
 from harness.engine.cost import Cost
 from harness.experiment import stages
 from harness.journal import Journal
@@ -65,10 +66,10 @@ def conclude(agent: Agent) -> Outcome:
 
 def finished(ledger: Ledger, study: Study) -> Outcome | None:
     """What the study found, if it has found all that it is asked for."""
-    facts = ledger.get("outcome")
-    if facts is None:
+    try:
+        outcome = Outcome.from_json(ledger.get("outcome", {}))
+    except (KeyError, TypeError):  # none, or of an earlier version: then it is drawn again
         return None
-    outcome = Outcome.from_json(facts)
     has_all = outcome.is_exhausted or outcome.settings_finished >= study.config.trials
     return outcome if has_all and outcome.replicates >= study.config.replicates else None
 
@@ -294,13 +295,29 @@ def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
     for versus in outcome.comparisons:
         metrics |= comparison_metrics(versus)
     journal.latest(metrics, _ended_ms(agent))
-    agent.tracker.set_tags(agent.run_id, {"question": outcome.question,
+    agent.tracker.set_tags(agent.run_id, {"mlflow.note.content": _description(outcome),
+                                          "question": outcome.question,
                                           "verdict": "\n".join(outcome.verdict)[:4000],
                                           "view": outcome.view, "champion.weights": outcome.weights,
                                           "champion.model": outcome.model})
     folder = Path(agent.home) / "studies" / agent.study_id
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "outcome.json", json.dumps(outcome.as_json(), indent=1).encode())
+
+
+def _description(outcome: Outcome) -> str:
+    """What MLflow's page of the study shows first. Markdown."""
+    best, whole = outcome.champion, outcome.baseline
+    answer = "No network was found that could be chosen."
+    if best is not None:
+        settings = ", ".join(f"{name} {value}" for name, value in best.settings.items())
+        answer = (f"{best.name}, step {best.step}: accuracy {percent(best.accuracy)} on validation "
+                  f"({percent(best.test_accuracy)} on the test split) with {percent(best.share)} "
+                  f"of the FLOPs; the baseline has {percent(whole.accuracy)} "
+                  f"({percent(whole.test_accuracy)}). Settings: {settings}.")
+    lines = [f"**Asked for:** {outcome.question}.", f"**Found:** {answer}",
+             "\n".join(f"- {text}" for text in outcome.verdict)]
+    return "\n\n".join(line for line in lines if line)
 
 
 def _made_again(agent: Agent) -> int:

@@ -177,6 +177,11 @@ def test_the_numbers_of_the_study_stand_in_its_run(whole: Whole) -> None:
     assert values["settings_finished"] == 4
     assert len(values) == len(run.points)
     assert run.tags["view"] == whole.outcome.view
+    champion, note = whole.outcome.champion, run.tags["mlflow.note.content"]
+    assert champion is not None
+    assert all(text in note for text in (
+        whole.outcome.question, f"{champion.name}, step {champion.step}",
+        f"{100 * champion.accuracy:.2f} % on validation", *whole.outcome.verdict))
     assert {"study.yaml", "config.yaml", "result.json"} <= run.files.keys()
 
 
@@ -227,3 +232,14 @@ def test_no_network_within_the_budget_is_an_outcome_without_a_champion(tmp_path:
     assert outcome.champion is None
     assert outcome.weights == ""
     assert not [r for r in outcome.rows if r.role == "control"]
+
+
+def test_an_outcome_of_an_earlier_version_is_drawn_again(tmp_path: Path) -> None:
+    machine, study = Machine(tmp_path), tiny.study(trials=1)
+    first, _ = machine.conduct(study)
+    ledger = machine.ledger(study)
+    ledger.set("outcome", {"study": "tiny", "rows": [], "notes": []})
+    again, is_new = machine.conduct(study)
+    assert is_new
+    assert tiny.found(again) == tiny.found(first)
+    assert {run.status for run in machine.tracker.runs.values()} == {"FINISHED"}
