@@ -8,7 +8,7 @@ import copy
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, islice, product
 from pathlib import Path as FilePath
@@ -99,7 +99,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.identity = {
-            "retrain": asdict(recipe_of(self.config.retrain)),
+            "retrain": training.facts(recipe_of(self.config.retrain)),
             "ranking": {"examples": self.config.prune.ranking_examples,
                         "data": self.config.prune.ranking_data,
                         "batch_size": self.config.retrain.batch_size}}
@@ -152,7 +152,7 @@ class Experiment:
             "kind": "baseline", "data": data.fingerprint, "model": config.model.model_dump(),
             "weights": _digest_of_file(config.model.weights),
             "source": _digest_of_source(config.model.name),
-            "train": asdict(recipe_of(config.baseline)), "seed": config.seed,
+            "train": training.facts(recipe_of(config.baseline)), "seed": config.seed,
             "replicate": config.replicate, "memory_format": config.memory_format,
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
         self.template = network(config, data)
@@ -215,13 +215,19 @@ class Experiment:
         finals = {number: self.finetune(lab, config, step) for number, step in worth.items()}
         return Trial(steps, finals, end.reason, end.reached)
 
+    def epochs_of(self, section: Any) -> float:
+        """Passes over the training split that a training section asks for."""
+        if section.updates is None:
+            return float(section.epochs)
+        return float(section.updates * section.batch_size / len(self.data.train))
+
     def scratch(self, twin: Stage, epochs: int) -> Trial:
         """A control: the twin's widths with new weights, trained as the baseline for so long."""
-        recipe = replace(recipe_of(self.config.baseline), epochs=epochs)
+        recipe = replace(recipe_of(self.config.baseline), epochs=epochs, updates=None)
         work = Training(self.config, self.data, self.watcher)
         if self.watcher:
             self.watcher.step(1, "from scratch", 0.0)
-        stage = self._lab.newborn(twin, asdict(recipe), key_of(self._root),
+        stage = self._lab.newborn(twin, training.facts(recipe), key_of(self._root),
                                   lambda model, seed: work.fit(model, recipe, seed))
         cost = self._lab.graph.cost(stage.plan)
         percentage = 100 * (1 - cost.filters / self.whole.filters)
@@ -252,12 +258,12 @@ class Experiment:
 
     def finetune(self, lab: Lab, config: RunConfig, step: Step) -> Stage:
         """The leaf stage behind a step; without fine-tune epochs it is the step itself."""
-        if not config.finetune.epochs or not step.number:
+        if not self.epochs_of(config.finetune) or not step.number:
             return step.stage
         recipe = recipe_of(config.finetune)
         work = Training(config, self.data, self.watcher)
         try:
-            return lab.leaf(step.stage, asdict(recipe),
+            return lab.leaf(step.stage, training.facts(recipe),
                             lambda model, seed: work.fit(model, recipe, seed))
         except TrainingError as error:
             raise TrainingError(f"final fine-tune of step {step.number}: {error}") from error
@@ -485,7 +491,9 @@ def _own_criterion(name: str, options: Mapping[str, Any]) -> Criterion:
 
 def recipe_of(section: Any) -> training.Recipe:
     """A training section of a configuration as the loop takes it."""
-    return training.Recipe(**section.model_dump())
+    given = section.model_dump()
+    milestones = tuple((epoch, rate) for epoch, rate in given["milestones"])
+    return training.Recipe(**{**given, "milestones": milestones})
 
 
 def known_names() -> dict[str, frozenset[str]]:

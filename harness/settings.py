@@ -82,6 +82,13 @@ def _range(given: Any) -> Any:
     return found.as_table() if isinstance(found, Range) else given
 
 
+def _milestone(pair: list[float]) -> list[float]:
+    epoch, rate = pair
+    if epoch < 0 or epoch != int(epoch) or not (rate > 0 or rate == -1):
+        raise ValueError(f"{shown(pair)} must be an epoch, from 0, and a rate above 0 or -1")
+    return pair
+
+
 Plain = Annotated[Any, AfterValidator(_plain)]
 Options = dict[str, Plain]
 Name = Annotated[str, Field(pattern=NAME)]
@@ -92,6 +99,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Between = Annotated[float, Field(gt=0, lt=1)]
+Milestone = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_milestone)]
 PartOfWhole = Annotated[float, Field(gt=0, le=1)]
 Percentage = Annotated[float, Field(gt=0, le=100)]
 # The forms of a ratio and of a dimension, as pydantic names them in errors.
@@ -159,7 +167,7 @@ class Training(Section):
     """Momentum of sgd, first beta of adam."""
     weight_decay: NotNegative = 5e-4
     """Weight decay."""
-    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    schedule: Literal["constant", "cosine", "one_cycle", "milestones", "plateau"] = "constant"
     """How the learning rate moves over the epochs."""
     batch_size: Counted = 64
     """Examples a step."""
@@ -167,6 +175,24 @@ class Training(Section):
     """How training pictures are varied; shift moves them a little."""
     label_smoothing: BelowOne = 0.0
     """Share of a label that is spread over all classes."""
+    updates: Counted | None = None
+    """Minibatches, instead of epochs."""
+    milestones: list[Milestone] = []
+    """Of that schedule: [epoch, rate] pairs; -1 as a rate is the one before, times gamma."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """milestones, plateau: factor of a fall."""
+    patience: Natural = 5
+    """plateau: epochs without a lower validation loss before the rate falls."""
+    early_stop: Natural = 0
+    """End after so many epochs without a lower validation loss; 0 is never."""
+    keep: Literal["last", "best"] = "last"
+    """Weights of the last epoch, or of that with the lowest validation loss."""
+
+    @model_validator(mode="after")
+    def _have_its_milestones(self) -> "Training":
+        if (self.schedule == "milestones") != bool(self.milestones):
+            raise ValueError("milestones and schedule: milestones need each other")
+        return self
 
 
 class Floors(Section):
@@ -292,6 +318,14 @@ class RunConfig(Section):
     """Training after the last step."""
     prune: Prune = Prune()
     """What is cut, and how fast."""
+
+    @model_validator(mode="after")
+    def _weigh_what_stays(self) -> "RunConfig":
+        if self.prune.ranking == "merged" and (self.retrain.early_stop
+                                               or self.retrain.keep != "last"):
+            raise ValueError("prune.ranking: merged gathers evidence in the last epoch of a "
+                             "retraining; with retrain.early_stop or retrain.keep: best take pass")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -5,17 +5,20 @@ inside an epoch; the epoch's mean loss is read once, at its end.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from harness.errors import TrainingError
+from harness.schedules import Schedule
 
 DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+LATER = {"updates", "milestones", "gamma", "patience", "early_stop", "keep"}
 
 
 class Examples(Protocol):
@@ -29,7 +32,12 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; `epochs` is the whole of it, schedules never look beyond."""
+    """How to train; `epochs` is the whole of it, schedules never look beyond.
+
+    updates: so many minibatches instead of epochs. milestones, gamma, patience: see `schedules`.
+    early_stop: end after so many epochs without a lower validation loss; 0 is never. keep: the
+    weights of the last epoch, or of the best, by validation loss.
+    """
 
     epochs: int
     lr: float
@@ -40,6 +48,12 @@ class Recipe:
     batch_size: int = 64
     augment: str = "none"
     label_smoothing: float = 0.0
+    updates: int | None = None
+    milestones: tuple[tuple[float, float], ...] = ()
+    gamma: float = 0.2
+    patience: int = 5
+    early_stop: int = 0
+    keep: str = "last"
 
 
 @dataclass(frozen=True)
@@ -65,26 +79,31 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
           on_epoch: Callable[[int, int], None] = lambda done, total: None) -> list[Epoch]:
     """Train in place with a new optimiser over all parameters that want gradients.
 
-    observe: a context entered for the last epoch only (to gather evidence while it runs).
-    on_epoch: told (epochs done, all epochs). The model is left in eval mode.
+    observe: a context entered for the last epoch that is asked for (to gather evidence while it
+    runs). on_epoch: told (epochs done, all epochs). The model is left in eval mode; the last row
+    is that of the weights it is left with.
     Raises TrainingError if the loss is no longer finite, in training or on validation.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    steps = recipe.epochs * sum(1 for _ in _cuts(len(examples.targets), recipe.batch_size))
+    per_epoch = sum(1 for _ in _cuts(len(examples.targets), recipe.batch_size))
+    steps = recipe.epochs * per_epoch if recipe.updates is None else recipe.updates
+    epochs = -(-steps // max(1, per_epoch))
     optimizer = _optimizer(model, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: SCHEDULES[recipe.schedule](step / max(1, steps)))
+    rate = Schedule(recipe.schedule, recipe.lr, steps, max(1, per_epoch), recipe.milestones,
+                    recipe.gamma, recipe.patience)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == "fp16")
-    rows = []
-    for epoch in range(recipe.epochs):
+    best = _Best(recipe)
+    rows: list[Epoch] = []
+    for epoch in range(epochs):
         model.train()
-        last = epoch == recipe.epochs - 1
         total = torch.zeros((), device=device)
         seen = 0
-        with observe() if last else nullcontext():
-            for inputs, targets in batches(examples, recipe, generator):
+        with observe() if epoch == epochs - 1 else nullcontext():
+            left = steps - epoch * per_epoch
+            for inputs, targets in islice(batches(examples, recipe, generator), left):
                 optimizer.zero_grad(set_to_none=True)
                 with torch.autocast(device.type, DTYPES[autocast], enabled=autocast != "none"):
                     loss = loss_of(model(inputs), targets)
@@ -99,12 +118,48 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
         for name, value in (("loss", mean), ("validation loss", val.loss)):
             if not math.isfinite(value):
                 raise TrainingError(f"the {name} is {value} after epoch {epoch + 1} of "
-                                    f"{recipe.epochs} (learning rate {recipe.lr}). Lower the "
+                                    f"{epochs} (learning rate {recipe.lr}). Lower the "
                                     "learning rate.")
         rows.append(Epoch(mean, float(schedule.get_last_lr()[0]), val))
-        on_epoch(epoch + 1, recipe.epochs)
+        rate.see(val.loss)
+        on_epoch(epoch + 1, epochs)
+        if best.is_over(model, rows):
+            break
     model.eval()
-    return rows
+    return best.left(model, rows)
+
+
+class _Best:
+    """Whether to end early, and which epoch's weights to leave: by the validation loss."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._row = -1
+        self._loss = math.inf
+        self._state: dict[str, Tensor] = {}
+
+    def is_over(self, model: nn.Module, rows: Sequence[Epoch]) -> bool:
+        """After an epoch."""
+        if rows[-1].val.loss < self._loss:
+            self._row, self._loss = len(rows) - 1, rows[-1].val.loss
+            if self._recipe.keep == "best":
+                self._state = {name: t.clone() for name, t in model.state_dict().items()}
+        waited = len(rows) - 1 - self._row
+        return bool(self._recipe.early_stop) and waited >= self._recipe.early_stop
+
+    def left(self, model: nn.Module, rows: list[Epoch]) -> list[Epoch]:
+        """The rows up to the weights that stay; later epochs were tried for nothing."""
+        if not self._state or self._row == len(rows) - 1:
+            return rows
+        model.load_state_dict(self._state)
+        return rows[:self._row + 1]
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """What stages are known by. What came later and has no effect is left out: keys stay."""
+    usual = Recipe(epochs=0, lr=0.0)
+    return {name: value for name, value in asdict(recipe).items()
+            if name not in LATER or value != getattr(usual, name)}
 
 
 def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
@@ -141,19 +196,6 @@ def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
                   rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def one_cycle(progress: float) -> float:
-    """Up in the first 30 % from 1/25 to 1, then down a cosine to 1/10000. Smith 2018."""
-    if progress < 0.3:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / 0.3)) / 2
-    return 1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (progress - 0.3) / 0.7)) / 2
-
-
-# Progress in [0, 1] -> factor of the learning rate.
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "one_cycle": one_cycle,
-}
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "none": lambda inputs, generator: inputs,
     "shift": shift,

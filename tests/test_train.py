@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import TrainingError
-from harness.train import SCHEDULES, Recipe, Score, batches, shift, train
+from harness.schedules import SCHEDULES
+from harness.train import Recipe, Score, batches, shift, train
 
 
 @dataclass

@@ -171,10 +171,11 @@ class Controls:
             twin = known.result.last
             stage = experiment.stage(twin.key) or experiment.trial(
                 apply(self._base(number), self.settings), macs=self.champion.macs).final
-        epochs = (config.baseline.epochs + twin.step * config.retrain.epochs
-                  + config.finetune.epochs)
+        epochs = (experiment.epochs_of(config.baseline)
+                  + twin.step * experiment.epochs_of(config.retrain)
+                  + experiment.epochs_of(config.finetune))
         with memory_let_go():
-            trial = experiment.scratch(stage or self.stage(), epochs)
+            trial = experiment.scratch(stage or self.stage(), round(epochs))
         journal = Journal(self.agent.tracker, run_id, experiment.whole)
         for step in trial.steps:
             journal.step(step)
