@@ -104,7 +104,7 @@ def test_the_database_is_restarted_in_the_middle(shared: Desk, alone: Outcome,
         time.sleep(1.5)
     said = finish(process)
     assert restarts >= 2
-    assert "starting it again" not in said
+    assert "starting it again" not in said, said
     shared.check(alone)
 
 
