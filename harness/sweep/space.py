@@ -3,9 +3,9 @@ that was interrupted goes on as if it had not been."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from random import Random
 from typing import Any
 
@@ -69,18 +69,19 @@ class Space:
             usual = _SAMPLERS.get(self.sampler, _SAMPLERS["random"])(seed, self.startup)
             return _Given(self.enqueued[number], usual)
         if repeats >= DUPLICATES_IN_A_ROW:
-            return _Given(Random(seed).choice(self._unseen(seen)), RandomSampler())
+            return _Given(Random(seed).choice(list(self._unseen(seen))), RandomSampler())
         if self.sampler in ("grid", "brute"):
-            left = self._unseen(seen) or list(seen)
+            unseen = self._unseen(seen)  # of a large space a grid lists no more than it needs
+            left = list(islice(unseen, 1) if self.sampler == "grid" else unseen) or list(seen)
             return _Given(left[0] if self.sampler == "grid" else Random(seed).choice(left),
                           RandomSampler())
         return _SAMPLERS[self.sampler](seed, self.startup)
 
-    def _unseen(self, seen: Sequence[Settings]) -> list[Settings]:
+    def _unseen(self, seen: Sequence[Settings]) -> Iterator[Settings]:
         """All settings that were not tried, in the order of the ladders."""
         tried = {same(s) for s in seen}
         every = (dict(zip(self.ladders, values)) for values in product(*self.ladders.values()))
-        return [s for s in every if same(s) not in tried]
+        return (s for s in every if same(s) not in tried)
 
 
 class _Given(BaseSampler):
