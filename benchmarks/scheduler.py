@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,18 @@ from benchmarks.simulation import simulate
 
 RESULTS = Path(__file__).parent / "results"
 TRIALS, AGENTS, LENGTHS_S = (100, 1000, 10_000, 100_000), (10, 100, 1000), (60.0, 600.0)
-MOST = 10_000  # agents: beyond that nothing is said
 
 
-def carried(held_s: Callable[[float], float], cycle_s: float) -> float:
+def carried(held_s: Callable[[float], float], cycle_s: float, most: float) -> float | None:
     """The number of agents at which what only one may hold at a time is held all the time.
 
-    held_s: agents -> seconds a trial; cycle_s: between two trials of an agent. inf: beyond MOST.
+    held_s: agents -> seconds a trial; cycle_s: between two trials of an agent. None: `most` agents,
+    as many as were measured, are carried.
     """
-    few, many = 1.0, float(MOST)
-    if many * held_s(many) <= cycle_s:
-        return float("inf")
-    while many - few > 0.001 * few:
+    if most * held_s(most) <= cycle_s:
+        return None
+    few, many = 0.0, most
+    while many - few > 0.001 * many:
         middle = (few + many) / 2
         few, many = (middle, many) if middle * held_s(middle) <= cycle_s else (few, middle)
     return few
@@ -46,22 +47,15 @@ def carried(held_s: Callable[[float], float], cycle_s: float) -> float:
 def limits(calls: Sequence[Calls]) -> list[dict[str, Any]]:
     """For every storage and study size: agents that it carries for trials of each length."""
     found = []
-    for storage, trials in dict.fromkeys((c.storage, c.trials) for c in calls):
+    for storage, trials in sorted({(c.storage, c.trials) for c in calls}):
         here = sorted((c for c in calls if (c.storage, c.trials) == (storage, trials)),
                       key=lambda c: c.agents)
+        counts = [c.agents for c in here]
         for length_s in LENGTHS_S:
-            counts = [c.agents for c in here]
             held = [c.serial_s(length_s) for c in here]
-
-            def held_s(agents: float, counts: list[int] = counts, held: list[float] = held,
-                       ) -> float:
-                if agents <= counts[-1] or len(counts) == 1:
-                    return float(numpy.interp(agents, counts, held))
-                slope = max(0.0, (held[-1] - held[-2]) / (counts[-1] - counts[-2]))
-                return held[-1] + slope * (agents - counts[-1])
-
+            agents = carried(partial(numpy.interp, xp=counts, fp=held), length_s, counts[-1])
             found.append({"storage": storage, "trials": trials, "length_s": length_s,
-                          "agents": carried(held_s, length_s)})
+                          "agents": agents, "most": counts[-1]})
     return found
 
 
@@ -95,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for one in measure(asked.storages, trials, agents, Path(folder)):
                 calls[_key(asdict(one))] = one
                 print(one.line(), flush=True)
-        found |= {"calls": [asdict(c) for c in calls.values()], "limits": limits([*calls.values()])}
+        every = sorted(calls.values(), key=lambda c: (c.storage, c.trials, c.agents))
+        found |= {"calls": [asdict(c) for c in every], "limits": limits(every)}
     if asked.part in ("samplers", "all"):
         found["samplers"] = [{"sampler": s, "trials": n, "seconds": took}
                              for s, n, took in samplers(trials)]

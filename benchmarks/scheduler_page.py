@@ -29,7 +29,7 @@ is nothing; *attend*: between two steps; *beat*: renewal of a lease, every 15 s,
 
 Agents at which what is served one at a time is busy all the time. PostgreSQL serves many at
 once: there it is the turn to ask. SQLite, a journal file and memory are reckoned as if every call
-waited for all others. Beyond the largest number of agents measured the cost is drawn on as a line.
+waited for all others. Between the numbers of agents measured the cost is a line.
 
 {limits}
 
@@ -64,7 +64,7 @@ def _limits(limits: Sequence[Facts]) -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for found in sorted(limits, key=lambda f: f["length_s"]):
         agents = found["agents"]
-        shown = "over 10000" if agents == float("inf") else f"{agents:.0f}"
+        shown = f"more than {found['most']}" if agents is None else f"{agents:.0f}"
         rows.setdefault((found["storage"], str(found["trials"])), []).append(shown)
     return _table(("storage", "trials", *(f"trials of {s / 60:.0f} min" for s in lengths)),
                   ([*key, *shown] for key, shown in rows.items()))

@@ -63,10 +63,11 @@ class StubAgent(Agent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.experiment = cast(Any, SimpleNamespace(whole=SimpleNamespace(macs=MACS)))
+        self.experiment = cast(Any, SimpleNamespace(
+            whole=SimpleNamespace(macs=MACS, params=MACS), baseline=SimpleNamespace(accuracy=1.0)))
         self.runs = cast(Any, SimpleNamespace(trial=lambda trial, config: str(trial.number)))
 
-    def _walk(self, run_id: str, config: object, claim: Claim, macs: int | None = None) -> Any:
+    def walk(self, run_id: str, config: object, claim: Claim, **_: object) -> Any:
         number = int(run_id)
         self.walks[number] += 1
         for _ in range(STEPS if self.trial_s else 0):

@@ -1,8 +1,12 @@
 """The simulation of the scheduler: virtual time, and what limits a made-up study."""
 
-import pytest
+from typing import Any
 
-from benchmarks.scheduler import carried
+import pytest
+from optuna.trial import TrialState
+
+from benchmarks.scheduler import carried, limits
+from benchmarks.scheduler_calls import Calls
 from benchmarks.simulation import simulate
 from benchmarks.virtual_time import VirtualTime
 
@@ -67,10 +71,8 @@ def test_a_trial_that_is_told_twice_or_not_at_all_is_noticed(
 
     tell = Ledger._tell
 
-    def forget(self: Ledger, trial: object, value: float | None) -> None:
-        if trial.number == 3:  # type: ignore[attr-defined]
-            value = None
-        tell(self, trial, value)  # type: ignore[arg-type]
+    def forget(self: Ledger, trial: Any, state: TrialState, values: Any) -> None:
+        tell(self, trial, *((TrialState.FAIL, None) if trial.number == 3 else (state, values)))
 
     monkeypatch.setattr(Ledger, "_tell", forget)
     found = simulate(agents=2, trials=6, trial_s=60, cost=lambda call, took: 0.0)
@@ -79,7 +81,22 @@ def test_a_trial_that_is_told_twice_or_not_at_all_is_noticed(
 
 def test_agents_that_a_storage_carries_are_counted_from_what_only_one_may_hold() -> None:
     """Held for a tenth of a second a trial, whoever many there are: 600 agents with a minute each;
-    held for a thousandth an agent: its square is 60,000."""
-    assert carried(lambda agents: 0.1, 60.0) == pytest.approx(600, rel=0.01)
-    assert carried(lambda agents: 0.001 * agents, 60.0) == pytest.approx(60_000 ** 0.5, rel=0.01)
-    assert carried(lambda agents: 1e-9, 60.0) == float("inf")
+    held for a thousandth an agent: as many as make 60,000 by their square."""
+    assert carried(lambda agents: 0.1, 60.0, 1000) == pytest.approx(600, rel=0.01)
+    assert carried(lambda agents: 0.001 * agents, 60.0, 1000) == pytest.approx(245, rel=0.01)
+    assert carried(lambda agents: 0.05, 60.0, 1000) is None
+
+
+def test_limits_are_of_a_storage_and_a_size() -> None:
+    def calls(storage: str, agents: int, held: float) -> Calls:
+        return Calls(storage, 100, agents, first=9, ask=0.3, held=held, write=0.2, poll=9,
+                     attend=0.025, beat=0.05)
+
+    found = {(f["storage"], f["length_s"]): f["agents"] for f in limits([
+        calls("postgresql", 10, 0.1), calls("postgresql", 110, 1.1), calls("journal", 10, 0.1),
+        calls("journal", 1000, 0.1)])}
+    assert found["postgresql", 60.0] == pytest.approx(6000 ** 0.5, rel=0.01)  # 0.01 an agent
+    assert found["postgresql", 600.0] is None
+    # 0.3 + 0.2, four looks, and two leases four times a minute: a second a trial
+    assert found["journal", 60.0] == pytest.approx(60, rel=0.01)
+    assert found["journal", 600.0] == pytest.approx(600 / 4.6, rel=0.01)

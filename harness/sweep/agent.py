@@ -202,6 +202,7 @@ class Agent:
         """
         for trial in self.ledger.without_settings(len(self._space.dimensions), ordinal_of(begun)):
             self._settings_of(trial)
+            self.ledger.drawn()
         return self._settings_of(begun)
 
     def _settings_of(self, begun: FrozenTrial) -> optuna.Trial:

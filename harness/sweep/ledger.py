@@ -5,13 +5,13 @@ claim."""
 import time
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.sweep.results import Result
@@ -38,7 +38,7 @@ class Ledger:
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
-        self._looked = 0  # trials with smaller numbers have been looked at
+        self._every: list[FrozenTrial] = []  # as of the last look
         self._going: list[int] = []  # of these, those that had not ended then
         self._originals: list[FrozenTrial] = []  # and those that had, duplicates left out
         self._results: list[tuple[FrozenTrial, Result]] = []
@@ -60,14 +60,13 @@ class Ledger:
 
     def _look(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """(all trials, those that have not ended); what ended since the last look is noted."""
-        every = self.trials()
-        going = []
-        for trial in (every[n] for n in [*self._going, *range(self._looked, len(every))]):
+        every, going = self.trials(), []
+        for trial in (every[n] for n in [*self._going, *range(len(self._every), len(every))]):
             if trial.state.is_finished():
                 self._note(trial)
             else:
                 going.append(trial)
-        self._looked, self._going = len(every), [ordinal_of(t) for t in going]
+        self._every, self._going = every, [ordinal_of(t) for t in going]
         return every, going
 
     def _note(self, trial: FrozenTrial) -> None:
@@ -83,9 +82,10 @@ class Ledger:
 
     def begin(self) -> FrozenTrial:
         """A new trial, without settings yet. Whoever takes its claim goes on with it."""
-        self.study.sampler = RandomSampler()  # one that learns would compute here for nothing
-        asked = self.study.ask()
-        return asked.storage.get_trial(asked._trial_id)
+        # Not study.ask: it reads all trials, to find one that waits to be asked for; none does.
+        self.study = copy(self.study)  # which forgets the trials that samplers have read
+        storage = self.study._storage
+        return storage.get_trial(storage.create_new_trial(self.study._study_id))
 
     def again(self, trial: FrozenTrial | optuna.Trial) -> FrozenTrial:
         """The same trial as it is now; `trial` itself is as it was when it was read."""
@@ -101,8 +101,21 @@ class Ledger:
             _is_duplicate(t) and not every[t.user_attrs["duplicate_of"]].state.is_finished())]
 
     def without_settings(self, count: int, until: int) -> list[FrozenTrial]:
-        """Trials before number `until` whose asker died before he had drawn all `count` of them."""
-        return [t for t in self._look()[1] if ordinal_of(t) < until and len(t.params) < count]
+        """Trials before number `until` whose asker died before he had drawn all `count` of them.
+
+        As of the last look, if that knew them all: each look costs as much as agents are at work.
+        """
+        self._look_as_far_as(until)
+        return [self._every[n] for n in self._going
+                if n < until and len(self._every[n].params) < count]
+
+    def drawn(self) -> None:
+        """Settings have been drawn for a trial that had none: what was seen of it is no more so."""
+        self._look()
+
+    def _look_as_far_as(self, until: int) -> None:
+        if len(self._every) < until:
+            self._look()
 
     def is_finished(self, trial: FrozenTrial) -> bool:
         """Now; `trial` itself is as it was when it was read."""
@@ -201,8 +214,12 @@ class Ledger:
         return Tally(len(_originals_of(going)), len(self._originals), len(self._results))
 
     def before(self, ordinal: int) -> tuple[Sequence[Settings], int]:
-        """(settings of the trials before this one, duplicates right before it)."""
-        earlier = self.trials()[:ordinal]
+        """(settings of the trials before this one, duplicates right before it).
+
+        As of the last look, if that knew them all: they have their settings before it is begun.
+        """
+        self._look_as_far_as(ordinal)
+        earlier = self._every[:ordinal]
         repeats = 0
         for trial in reversed(earlier):
             if not _is_duplicate(trial):
