@@ -145,8 +145,7 @@ class Agent:
             try:
                 worked = self._attempt(trial, claim)
             except (ClaimLost, UpdateFinishedTrialError):
-                number = ordinal_of(trial)
-                self.screen.message(f"trial {number} was taken over by another agent")
+                self._say_taken_over(trial)
                 worked = None
             finally:
                 claim.release()
@@ -179,7 +178,15 @@ class Agent:
             new = self.claims.take(f"trial-{ordinal_of(begun)}")
             if new is None:
                 return None
-            return self._suggest(begun), new  # while nobody else asks: two would be told the same
+            try:
+                return self._suggest(begun), new  # nobody else asks now: two would be told the same
+            except UpdateFinishedTrialError:  # this process slept over its lease meanwhile
+                new.release()
+                self._say_taken_over(begun)
+                return None
+
+    def _say_taken_over(self, trial: FrozenTrial | optuna.Trial) -> None:
+        self.screen.message(f"trial {ordinal_of(trial)} was taken over by another agent")
 
     def _is_more_wanted(self) -> bool:
         return self._lacks_trials() and time.time() <= self._deadline
