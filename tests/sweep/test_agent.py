@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from tiny import Machine
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from harness.experiment import Experiment, stages
 from harness.sweep.conduct import conduct
 from harness.sweep.ledger import MOST_TRIES, ordinal_of
 from harness.sweep.place import study_id
+from harness.sweep.space import Space
 
 NAN = 1e30  # a learning rate after which no loss is finite
 
@@ -147,6 +149,24 @@ def test_who_died_before_a_trial_had_settings_changes_no_duplicate(tmp_path: Pat
     assert "duplicate_of" not in first.user_attrs
     assert second.user_attrs["duplicate_of"] == 0
     assert outcome.settings_finished == 2
+
+
+def test_a_trial_that_another_ended_while_its_asker_slept_is_left_to_him(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage refuses its settings: it is said, and the agent goes on with what is left."""
+    suggest, said, refused = Space.suggest, list[str](), list[int]()
+
+    def refuse_once(self: Space, study: Any, begun: Any, *more: Any) -> Any:
+        if not refused:
+            refused.append(begun.number)
+            raise UpdateFinishedTrialError
+        return suggest(self, study, begun, *more)
+
+    monkeypatch.setattr(Space, "suggest", refuse_once)
+    monkeypatch.setattr(QuietScreen, "message", lambda self, text: said.append(text))
+    outcome, _ = Machine(tmp_path).conduct(tiny.study(trials=1, controls=[]))
+    assert outcome.settings_finished == 1
+    assert "trial 0 was taken over by another agent" in said
 
 
 def test_the_value_is_the_last_steps_and_the_constraint_its_flops_over_the_budget(
