@@ -23,7 +23,7 @@ from harness.analysis.costs import Account, Workload, account
 from harness.analysis.criterion_lab import Comparison, compare
 from harness.checkpoint import load_pruned
 from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
-from harness.data import DATASETS, Data, load
+from harness.data import DATASETS, Data, load, sides
 from harness.dimensions import dimension
 from harness.engine.cost import Cost
 from harness.engine.criteria import CRITERIA, Criterion, criterion_of
@@ -307,7 +307,8 @@ def network(config: RunConfig, data: Data) -> nn.Module:
     shape = data.input_shape
     with seeded(seed_of(f"weights/{config.seed}/{config.replicate}")):
         model = build(config.model.name, num_classes=data.num_classes, in_channels=shape[0],
-                      width=config.model.width, input_size=shape[-1], options=config.model.options)
+                      width=config.model.width, input_size=min(shape[1:]),
+                      options=config.model.options)
     if config.model.weights:
         _load(model, FilePath(config.model.weights))
     _check_fit(model, config, data)
@@ -316,7 +317,7 @@ def network(config: RunConfig, data: Data) -> nn.Module:
 
 def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:
     """Raises ModelError, before anything is trained, if outputs are no scores of the classes."""
-    wanted = (2, data.num_classes)
+    wanted = (2, *data.output_shape)
     try:
         with torch.no_grad():
             given = copy.deepcopy(model).eval()(data.val.inputs[:2])
@@ -326,7 +327,8 @@ def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:
     found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
     if found != wanted:
         raise ModelError(f"model.name: {config.model.name} gives {found} for two pictures; "
-                         f"{config.data.name} has {data.num_classes} classes and needs {wanted}.")
+                         f"{config.data.name} has {data.num_classes} classes, one for every "
+                         f"{'pixel' if data.task == 'pixels' else 'picture'}, and needs {wanted}.")
 
 
 def describe(config: RunConfig) -> tuple[Cost, tuple[str, ...], Mapping[str, str]]:
@@ -461,7 +463,7 @@ def _stand_in(config: RunConfig) -> nn.Module:
     """The configured network for some pictures and classes, on the meta device if that can be."""
     model = config.model
     make = partial(build, model.name, num_classes=10, in_channels=3, width=model.width,
-                   input_size=config.data.size, options=model.options)
+                   input_size=min(sides(config.data.size)), options=model.options)
     with seeded(0):
         try:
             with torch.device("meta"):

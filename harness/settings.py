@@ -89,6 +89,12 @@ def _milestone(pair: list[float]) -> list[float]:
     return pair
 
 
+def _height_and_width(pair: list[int]) -> list[int]:
+    if len(pair) != 2:
+        raise ValueError(f"{shown(pair)} must be one number, or [height, width]")
+    return pair
+
+
 Plain = Annotated[Any, AfterValidator(_plain)]
 Options = dict[str, Plain]
 Name = Annotated[str, Field(pattern=NAME)]
@@ -119,6 +125,14 @@ Dimension = Annotated[
     Annotated[Ladder, Tag(LADDER)]
     | Annotated[dict[str, Any], BeforeValidator(_range), Tag(RANGE)],
     Discriminator(lambda value: LADDER if isinstance(value, list) else RANGE)]
+Augmentation = Literal["none", "shift", "flip", "crop", "rotate"]
+Augmentations = Annotated[
+    Annotated[Augmentation, Tag(ONE)] | Annotated[list[Augmentation], Tag(IN_ORDER)],
+    Discriminator(lambda value: IN_ORDER if isinstance(value, list) else ONE)]
+Sides = Annotated[
+    Annotated[Counted, Tag(ONE)]
+    | Annotated[list[Counted], AfterValidator(_height_and_width), Tag(IN_ORDER)],
+    Discriminator(lambda value: IN_ORDER if isinstance(value, list) else ONE)]
 # Because the order of writing must not change what a sampler suggests.
 Sorted = AfterValidator(lambda space: dict(sorted(space.items())))
 
@@ -126,12 +140,12 @@ Sorted = AfterValidator(lambda space: dict(sorted(space.items())))
 class Data(Section):
     name: str = "digits"
     """Name in the table of data sets, or package.module:function."""
-    size: Counted = 32
-    """Height and width of the pictures, in pixels."""
+    size: Sides = 32
+    """Height and width of the pictures in pixels: one number, or both in a list."""
     val: Between = 0.2
-    """Share of the examples for validation."""
+    """Share of the examples for validation; if a data set brings its own, this is passed over."""
     test: Between = 0.2
-    """Share of the examples for the final report."""
+    """Share of the examples for the final report; likewise."""
     seed: Natural = 0
     """Seed of the split."""
     options: Options = {}
@@ -171,8 +185,8 @@ class Training(Section):
     """How the learning rate moves over the epochs."""
     batch_size: Counted = 64
     """Examples a step."""
-    augment: Literal["none", "shift"] = "none"
-    """How training pictures are varied; shift moves them a little."""
+    augment: Augmentations = "none"
+    """How training pictures, and masks with them, are varied; a list of several goes in order."""
     label_smoothing: BelowOne = 0.0
     """Share of a label that is spread over all classes."""
     updates: Counted | None = None

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from harness.augment import vary
 from harness.errors import TrainingError
 from harness.schedules import Schedule
 
@@ -22,7 +23,7 @@ LATER = {"updates", "milestones", "gamma", "patience", "early_stop", "keep"}
 
 
 class Examples(Protocol):
-    """Inputs (N, C, H, W) and targets (N,), on the device."""
+    """Inputs (N, C, H, W) and targets (N,) or (N, H, W), on the device."""
 
     @property
     def inputs(self) -> Tensor: ...
@@ -46,7 +47,7 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: str = "constant"
     batch_size: int = 64
-    augment: str = "none"
+    augment: str | Sequence[str] = "none"
     label_smoothing: float = 0.0
     updates: int | None = None
     milestones: tuple[tuple[float, float], ...] = ()
@@ -171,8 +172,7 @@ def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
     order = torch.randperm(len(examples.targets), generator=generator)
     for start, end in _cuts(len(order), recipe.batch_size):
         chosen = order[start:end].to(examples.targets.device)
-        inputs = AUGMENTATIONS[recipe.augment](examples.inputs[chosen], generator)
-        yield inputs, examples.targets[chosen]
+        yield vary(recipe.augment, examples.inputs[chosen], examples.targets[chosen], generator)
 
 
 def _cuts(total: int, size: int) -> Iterator[tuple[int, int]]:
@@ -180,26 +180,6 @@ def _cuts(total: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(total, start + size)
         if end - start > 1 or min(total, size) == 1:
             yield start, end
-
-
-def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Move every picture by up to a sixteenth of its size, each by itself; zeros come in."""
-    count, channels, height, width = inputs.shape
-    most = max(1, height // 16)
-    padded = nn.functional.pad(inputs, [most] * 4)
-    moves = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(inputs.device)
-    rows = moves[0, :, None] + torch.arange(height, device=inputs.device)  # (B, H)
-    columns = moves[1, :, None] + torch.arange(width, device=inputs.device)  # (B, W)
-    picture = torch.arange(count, device=inputs.device)
-    channel = torch.arange(channels, device=inputs.device)
-    return padded[picture[:, None, None, None], channel[None, :, None, None],
-                  rows[:, None, :, None], columns[:, None, None, :]]
-
-
-AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "none": lambda inputs, generator: inputs,
-    "shift": shift,
-}
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -589,3 +589,22 @@ def test_flat_settings_are_those_that_can_be_set() -> None:
     assert apply(RunConfig(), flat(config)) == config
     assert short("retrain.epochs") == "retrain_epochs"
     assert short("retrain.lr") == "retrain.lr"
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("data.size=[1,2,3]", r"data.size: \[1, 2, 3\] must be one number, or \[height, width\]"),
+    ("data.size=[0,8]", "data.size.0: 0 must be >= 1"),
+    ("data.size=large", "data.size: 'large' must be a whole number"),
+    ("baseline.augment=[flip,turn]", "baseline.augment.1: unknown choice 'turn'.*Known: crop"),
+    ("baseline.augment=flap", "baseline.augment: unknown choice 'flap'. Nearest: flip")])
+def test_sizes_and_ways_to_vary_that_do_not_exist_are_told(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_run("vgg16_digits", overrides=[override], known=KNOWN)
+
+
+def test_pictures_may_be_oblong_and_varied_in_several_ways() -> None:
+    run = load_run("vgg16_digits", known=KNOWN,
+                   overrides=["data.size=[180, 240]", "baseline.augment=[flip, shift]"])
+    assert run.data.size == [180, 240]
+    assert run.baseline.augment == ["flip", "shift"]
+    assert run_from_text(to_yaml(run)) == run

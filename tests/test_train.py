@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.errors import TrainingError
 from harness.schedules import SCHEDULES
-from harness.train import Recipe, Score, batches, shift, train
+from harness.train import Recipe, Score, batches, train
 
 
 @dataclass
@@ -106,15 +106,3 @@ def test_divergence_is_said_and_not_trained_through() -> None:
     ("one_cycle", 1.0, 1e-4)])
 def test_schedules_at_known_points(name: str, at: float, factor: float) -> None:
     assert SCHEDULES[name](at) == pytest.approx(factor, abs=1e-9)
-
-
-def test_shift_moves_pictures_by_whole_pixels_and_fills_with_zeros() -> None:
-    picture = torch.zeros(50, 1, 32, 32)
-    picture[:, 0, 16, 16] = 1.0
-    moved = shift(picture, torch.Generator().manual_seed(0))
-    assert moved.shape == picture.shape
-    assert torch.equal(moved.sum((1, 2, 3)), torch.ones(50))
-    places = moved.flatten(1).argmax(1)
-    rows, columns = places // 32 - 16, places % 32 - 16
-    assert sorted(set(rows.tolist())) == [-2, -1, 0, 1, 2]
-    assert sorted(set(columns.tolist())) == [-2, -1, 0, 1, 2]

@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.data.digits import digits
-from harness.data.splits import Data, Split, from_tensors, stratified
+from harness.data.splits import Data, Size, Split, from_tensors, sides, stratified
 from harness.errors import DataError, HarnessError, UnknownName, unknown
 from harness.plugins import arguments_for, is_reference, load_object
 
-__all__ = ["DATASETS", "Data", "Split", "from_tensors", "load", "stratified"]
+__all__ = ["DATASETS", "Data", "Split", "from_tensors", "load", "sides", "stratified"]
 
 DATASETS: Mapping[str, Callable[..., Data]] = {
     "digits": digits,
 }
 
 
-def load(name: str, *, size: int, val: float = 0.2, test: float = 0.2, seed: int = 0,
+def load(name: str, *, size: Size, val: float = 0.2, test: float = 0.2, seed: int = 0,
          options: Mapping[str, Any] | None = None) -> Data:
     """Read a data set, on the CPU.
 
-    size: side of the pictures in pixels; val, test: shares of the whole, split by `seed`;
-    options: what this data set takes besides.
+    size: side of the pictures in pixels, or (height, width), as the data set is given it;
+    val, test: shares of the whole, split by `seed`; options: what this data set takes besides.
 
     Raises: UnknownName, ConfigError (options, references) or DataError.
     """

@@ -3,12 +3,11 @@
 import torch
 from torch.nn.functional import interpolate
 
-from harness.data.splits import Data, from_tensors
-from harness.errors import DataError
+from harness.data.splits import Data, Size, from_tensors, sides
 
 
-def digits(*, size: int, val: float, test: float, seed: int) -> Data:
-    """Ten classes, 8 x 8 grey pixels drawn to size x size (bilinear), one channel.
+def digits(*, size: Size, val: float, test: float, seed: int) -> Data:
+    """Ten classes, 8 x 8 grey pixels drawn to size (bilinear), one channel.
 
     E. Alpaydin and C. Kaynak 1998, doi:10.24432/C50P49 (its test part).
 
@@ -16,11 +15,10 @@ def digits(*, size: int, val: float, test: float, seed: int) -> Data:
     """
     from sklearn.datasets import load_digits  # here: its import costs a second
 
-    if size < 1:
-        raise DataError(f"data.size is {size}, but a picture has at least 1 pixel.")
+    height_and_width = sides(size)
     found = load_digits()
     pixels = torch.as_tensor(found.images, dtype=torch.float32).unsqueeze(1)  # (N, 1, 8, 8)
-    inputs = interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
+    inputs = interpolate(pixels, size=height_and_width, mode="bilinear", align_corners=False)
     return from_tensors("digits", inputs, torch.as_tensor(found.target).long(),
                         labels=[str(name) for name in found.target_names],
                         val=val, test=test, seed=seed)

@@ -1,22 +1,35 @@
 """Pictures with their classes, split for training, choosing and reporting.
 
-Shapes: N examples of C channels, H x W pixels; K classes. Whoever chooses anything sees training
-and validation only. The test split is behind `read_test`, which counts how often it was opened.
+Shapes: N examples of C channels, H x W pixels; K classes, of pictures (N,) or of pixels (N, H, W).
+Whoever chooses anything sees training and validation only. The test split is behind `read_test`,
+which counts how often it was opened.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness.errors import DataError
+from harness.errors import DataError, unknown
+
+Size = int | Sequence[int]
+TRAIN, VAL, TEST = range(3)  # the parts that a data set may bring
+# A pixel that counts for nothing: PyTorch's losses pass over it by default.
+IGNORE: int = nn.CrossEntropyLoss().ignore_index
+# Mean and deviation of each channel, of bytes divided by 255; "train" measures them instead.
+SCALINGS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
+    "train": None,
+    "half": ((0.5,), (0.5,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """inputs: (N, C, H, W) float32; targets: (N,) int64, the class of each."""
+    """inputs: (N, C, H, W) float32; targets: (N,) or (N, H, W) int64, the class of each."""
 
     inputs: Tensor
     targets: Tensor
@@ -64,6 +77,21 @@ class Data:
         return channels, height, width
 
     @property
+    def task(self) -> Literal["classes", "pixels"]:
+        """What has a class: every picture, or every pixel."""
+        return "pixels" if self.train.targets.dim() == 3 else "classes"
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The target of pixels that count for nothing, also of those that varying brings in."""
+        return IGNORE if self.task == "pixels" else None
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """What a network gives for one example: (K,), or (K, H, W)."""
+        return (self.num_classes, *self.train.targets.shape[1:])
+
+    @property
     def test_reads(self) -> int:
         """How often the test split was opened, here and in copies on other devices."""
         return self._tally.reads
@@ -79,24 +107,28 @@ class Data:
 
 
 def from_tensors(name: str, inputs: Tensor, targets: Tensor, *, labels: Sequence[str],
-                 val: float, test: float, seed: int) -> Data:
+                 val: float, test: float, seed: int, parts: Tensor | None = None,
+                 ignore_label: int | None = None, scaling: str = "train") -> Data:
     """Split, stratified by class, and scale to mean 0 and deviation 1 of the training split.
 
-    inputs: (N, C, H, W) in any unit; targets: (N,) numbers of classes, each below len(labels).
+    inputs: (N, C, H, W) in any unit; targets: numbers of classes, each below len(labels): (N,) of
+    pictures, which are then split class by class, or (N, H, W) of pixels.
     val, test: shares of the whole, in (0, 1). Scaling is per channel, over N, H and W.
+    parts: (N,) of TRAIN, VAL and TEST, where a data set brings its own; of one that it does not
+    bring, the share of the training part is taken. ignore_label: target of pixels that count for
+    nothing; in Data it is IGNORE. scaling: a row of SCALINGS; all but "train" are for bytes.
 
     Raises: DataError if shapes, classes or shares do not fit, or a class has too few examples.
     """
-    _check(inputs, targets, len(labels))
-    rows = stratified(targets, val=val, test=test, seed=seed)
-    # In double, so that the order of summation (threads) does not reach the float32 result.
-    exact = inputs.double()
-    fitted = exact[rows[0]]
-    mean = fitted.mean(dim=(0, 2, 3), keepdim=True)  # (1, C, 1, 1)
-    deviation = fitted.std(dim=(0, 2, 3), correction=0, keepdim=True)
-    # A channel that never changes says nothing: zero, not NaN.
-    scaled = ((exact - mean) / torch.where(deviation > 0, deviation, 1.0)).float()
-    splits = [Split(scaled[part].contiguous(), targets[part].long()) for part in rows]
+    _check(inputs, targets, labels, ignore_label)
+    _check_scaling(inputs, scaling)
+    groups = targets if targets.dim() == 1 else torch.zeros(len(targets), dtype=torch.long)
+    if parts is None:
+        rows = stratified(groups, val=val, test=test, seed=seed)
+    else:
+        rows = _filled_up(groups, parts, val=val, test=test, seed=seed)
+    splits = [Split(pictures, _settled(targets[part], ignore_label))
+              for pictures, part in zip(_scaled(inputs, rows, scaling), rows, strict=True)]
     return Data(name, splits[0], splits[1], tuple(labels), _fingerprint(splits, labels), splits[2])
 
 
@@ -113,32 +145,136 @@ def stratified(targets: Tensor, *, val: float, test: float, seed: int,
         raise DataError(f"val {val} and test {test} must be shares above 0 that together leave "
                         f"something to train on.")
     generator = torch.Generator().manual_seed(seed)
+    return _shuffled(_drawn(targets, val, test, generator), generator)
+
+
+def few_of_each(targets: Tensor, parts: Tensor, most: int | None, seed: int) -> Tensor:
+    """Rows, in order, of at most so many examples of every class in every part; None takes all."""
+    if most is None:
+        return torch.arange(len(targets))
+    if most < 1:
+        raise DataError(f"limit is {most}, but at least one picture of a class must stay.")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for kind in sorted(set(zip(targets.tolist(), parts.tolist(), strict=True))):
+        rows = ((targets == kind[0]) & (parts == kind[1])).nonzero().flatten()
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:most]])
+    return torch.cat(chosen).sort().values
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of data.size: one number, or both. Raises DataError if it is neither."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2:
+        raise DataError(f"data.size is {list(pair)}; it must be one number, or [height, width].")
+    if min(pair) < 1:
+        raise DataError(f"data.size is {size}, but a picture has at least 1 pixel.")
+    return pair[0], pair[1]
+
+
+def _drawn(targets: Tensor, val: float, test: float, generator: torch.Generator,
+           ) -> list[Tensor]:
+    """Rows for training, validation and test, class by class; a share of 0 takes none."""
     parts: tuple[list[Tensor], ...] = ([], [], [])
     for label in sorted(set(targets.tolist())):
         rows = (targets == label).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        num_val, num_test = (max(1, round(len(rows) * share)) for share in (val, test))
+        num_val, num_test = (max(1, round(len(rows) * share)) if share else 0
+                             for share in (val, test))
         sizes = [len(rows) - num_val - num_test, num_val, num_test]
         if sizes[0] < 1:
             raise DataError(f"class {label} has {len(rows)} examples, too few for val {val} and "
                             f"test {test}.")
         for part, chosen in zip(parts, rows.split(sizes), strict=True):
             part.append(chosen)
-    joined = [torch.cat(part) for part in parts]
+    return [torch.cat(part) for part in parts]
+
+
+def _shuffled(parts: Sequence[Tensor], generator: torch.Generator,
+              ) -> tuple[Tensor, Tensor, Tensor]:
     train, validation, tested = (
-        rows[torch.randperm(len(rows), generator=generator)] for rows in joined)
+        rows[torch.randperm(len(rows), generator=generator)] for rows in parts)
     return train, validation, tested
 
 
-def _check(inputs: Tensor, targets: Tensor, num_classes: int) -> None:
-    if inputs.dim() != 4 or targets.shape != inputs.shape[:1] or not len(targets):
-        raise DataError(f"inputs must be (N, C, H, W) and targets (N,), with examples; got "
-                        f"{tuple(inputs.shape)} and {tuple(targets.shape)}.")
-    if targets.is_floating_point() or targets.min() < 0 or targets.max() >= num_classes:
-        raise DataError(f"targets must be whole numbers from 0 to {num_classes - 1}, one a label; "
-                        f"got {targets.dtype}, {targets.min()} to {targets.max()}.")
-    if not bool(inputs.isfinite().all()):
+def _filled_up(targets: Tensor, parts: Tensor, *, val: float, test: float, seed: int,
+               ) -> tuple[Tensor, Tensor, Tensor]:
+    """As `stratified`, but a part that the data set brings stays as it is."""
+    brought = set(parts.tolist())
+    if parts.shape != (len(targets),) or not brought <= {TRAIN, VAL, TEST} or TRAIN not in brought:
+        raise DataError(f"parts must be ({len(targets)},) numbers, {TRAIN} for training, {VAL} for "
+                        f"validation, {TEST} for test, and some are for training.")
+    shares = [0.0 if part in brought else share for part, share in ((VAL, val), (TEST, test))]
+    if not (all(0 <= share < 1 for share in shares) and sum(shares) < 1):
+        raise DataError(f"val {val} and test {test} must leave something to train on.")
+    generator = torch.Generator().manual_seed(seed)
+    pool = (parts == TRAIN).nonzero().flatten()
+    drawn = [pool[rows] for rows in _drawn(targets[pool], *shares, generator)]
+    for part in (VAL, TEST):
+        if part in brought:
+            drawn[part] = (parts == part).nonzero().flatten()
+    return _shuffled(drawn, generator)
+
+
+def _scaled(inputs: Tensor, rows: Sequence[Tensor], scaling: str) -> list[Tensor]:
+    """The pictures of each split in float32, scaled channel by channel.
+
+    In double, so that the order of summation (threads) does not reach the float32 result.
+    """
+    splits = [torch.empty(len(part), *inputs.shape[1:]) for part in rows]
+    known = SCALINGS[scaling]
+    for channel in range(inputs.shape[1]):
+        if known is None:
+            fitted = inputs[rows[0], channel].double()
+            mean, deviation = fitted.mean(), fitted.std(correction=0)
+            del fitted
+        else:
+            means, deviations = known
+            mean, deviation = (torch.tensor(255 * values[channel % len(values)]).double()
+                               for values in (means, deviations))
+        # A channel that never changes says nothing: zero, not NaN.
+        divisor = torch.where(deviation > 0, deviation, 1.0)
+        for split, part in zip(splits, rows, strict=True):
+            split[:, channel] = ((inputs[part, channel].double() - mean) / divisor).float()
+    return splits
+
+
+def _settled(targets: Tensor, ignore_label: int | None) -> Tensor:
+    targets = targets.long()
+    return targets if ignore_label is None else targets.masked_fill(targets == ignore_label, IGNORE)
+
+
+def _check(inputs: Tensor, targets: Tensor, labels: Sequence[str], ignore_label: int | None,
+           ) -> None:
+    fits = inputs.dim() == 4 and tuple(targets.shape) in (
+        inputs.shape[:1], (inputs.shape[0], *inputs.shape[2:]))
+    if not fits or not len(targets):
+        raise DataError(f"inputs must be (N, C, H, W) and targets (N,) or (N, H, W), with "
+                        f"examples; got {tuple(inputs.shape)} and {tuple(targets.shape)}.")
+    if ignore_label is not None and (targets.dim() == 1 or 0 <= ignore_label < len(labels)):
+        raise DataError(f"ignore_label is {ignore_label}; it is for pixels, and must be none of "
+                        f"the classes 0 to {len(labels) - 1}.")
+    counted = targets if ignore_label is None else targets[targets != ignore_label]
+    if not len(counted):
+        raise DataError(f"every pixel is {ignore_label}, which counts for nothing.")
+    if counted.is_floating_point() or counted.min() < 0 or counted.max() >= len(labels):
+        raise DataError(f"targets must be whole numbers from 0 to {len(labels) - 1}, one a label; "
+                        f"got {counted.dtype}, {counted.min()} to {counted.max()}.")
+    if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
         raise DataError("inputs must be finite; there is a NaN or an infinity among them.")
+
+
+def _check_scaling(inputs: Tensor, scaling: str) -> None:
+    if scaling not in SCALINGS:
+        raise DataError(unknown("scaling", scaling, SCALINGS))
+    known = SCALINGS[scaling]
+    if known is None:
+        return
+    if inputs.dtype != torch.uint8:
+        raise DataError(f"scaling {scaling} is for pictures of bytes; these are {inputs.dtype}.")
+    if len(known[0]) not in (1, inputs.shape[1]):
+        raise DataError(f"scaling {scaling} is for {len(known[0])} channels; these pictures have "
+                        f"{inputs.shape[1]}.")
 
 
 def _fingerprint(splits: Sequence[Split], labels: Sequence[str]) -> str:
@@ -146,5 +282,5 @@ def _fingerprint(splits: Sequence[Split], labels: Sequence[str]) -> str:
     for split in splits:
         for tensor in (split.inputs, split.targets):
             digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.numpy().tobytes())
+            digest.update(tensor.contiguous().numpy().reshape(-1).view("uint8"))
     return digest.hexdigest()

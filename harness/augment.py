@@ -1,0 +1,100 @@
+"""Ways to vary training pictures; what a picture goes through, its mask goes through with it.
+
+Shapes: inputs (B, C, H, W); targets (B,) classes of pictures, which stay, or (B, H, W) of pixels.
+Each way is called as way(inputs, targets, generator) and returns both. What comes in from outside
+a picture is 0, its mean; in a mask it is IGNORE, which counts for nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+Pair = tuple[Tensor, Tensor]
+Way = Callable[[Tensor, Tensor, torch.Generator], Pair]
+IGNORE: int = nn.CrossEntropyLoss().ignore_index  # PyTorch's losses pass over it by default
+
+
+def vary(names: str | Sequence[str], inputs: Tensor, targets: Tensor,
+         generator: torch.Generator) -> Pair:
+    """A batch, varied in the ways of these names, one after the other."""
+    for name in [names] if isinstance(names, str) else names:
+        inputs, targets = AUGMENTATIONS[name](inputs, targets, generator)
+    return inputs, targets
+
+
+def none(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
+    """Leave all as it is."""
+    return inputs, targets
+
+
+def shift(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
+    """Move every picture by up to a sixteenth of its size, each by itself."""
+    count, _, height, width = inputs.shape
+    most = max(1, height // 16)
+    moves = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(inputs.device)
+    rows = moves[0, :, None] + torch.arange(height, device=inputs.device)  # (B, H)
+    columns = moves[1, :, None] + torch.arange(width, device=inputs.device)  # (B, W)
+    moved = _window(inputs, rows, columns, most, 0)
+    if targets.dim() == 1:
+        return moved, targets
+    return moved, _window(targets.unsqueeze(1), rows, columns, most, IGNORE).squeeze(1)
+
+
+def flip(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
+    """Mirror every picture left to right, or not, by a coin."""
+    coins = (torch.rand(len(inputs), generator=generator) < 0.5).to(inputs.device)
+    mirrored = _plain(v2.functional.horizontal_flip(tv_tensors.Image(inputs)))
+    inputs = torch.where(coins[:, None, None, None], mirrored, inputs)
+    if targets.dim() == 3:
+        mirrored = _plain(v2.functional.horizontal_flip(tv_tensors.Mask(targets)))
+        targets = torch.where(coins[:, None, None], mirrored, targets)
+    return inputs, targets
+
+
+def crop(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
+    """A random part of every picture, 8 to 100 % of its area, drawn to its size."""
+    size = (inputs.shape[2], inputs.shape[3])
+    return _one_by_one(v2.RandomResizedCrop(size, antialias=True), inputs, targets, generator)
+
+
+def rotate(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
+    """Turn every picture by up to 45 degrees either way."""
+    turn = v2.RandomRotation(45, interpolation=InterpolationMode.BILINEAR,
+                             fill={tv_tensors.Image: 0.0, tv_tensors.Mask: IGNORE})
+    return _one_by_one(turn, inputs, targets, generator)
+
+
+AUGMENTATIONS: Mapping[str, Way] = {
+    "none": none, "shift": shift, "flip": flip, "crop": crop, "rotate": rotate}
+
+
+def _window(maps: Tensor, rows: Tensor, columns: Tensor, most: int, outside: int) -> Tensor:
+    """Each picture's rows and columns, counted from `most` pixels before its corner."""
+    padded = nn.functional.pad(maps, [most] * 4, value=outside)
+    picture = torch.arange(len(maps), device=maps.device)
+    channel = torch.arange(maps.shape[1], device=maps.device)
+    return padded[picture[:, None, None, None], channel[None, :, None, None],
+                  rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _one_by_one(transform: Callable[..., Any], inputs: Tensor, targets: Tensor,
+                generator: torch.Generator) -> Pair:
+    """torchvision draws one chance a call, from PyTorch's own generator: lend it a seeded one."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if targets.dim() == 1:
+            pictures = [transform(tv_tensors.Image(picture)) for picture in inputs]
+            return torch.stack([_plain(picture) for picture in pictures]), targets
+        pairs = [transform(tv_tensors.Image(picture), tv_tensors.Mask(mask))
+                 for picture, mask in zip(inputs, targets)]
+    return (torch.stack([_plain(picture) for picture, _ in pairs]),
+            torch.stack([_plain(mask) for _, mask in pairs]))
+
+
+def _plain(typed: Tensor) -> Tensor:
+    return typed.as_subclass(Tensor)
