@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from harness.data_verb import data
 from harness.errors import HarnessError, StudyError
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def _of_study(function: Any) -> Any:
 @click.version_option(package_name="harness", prog_name="harness")
 def cli() -> None:
     """Make convolutional networks smaller; sweep over how; compare in MLflow; export the best."""
+
+
+cli.add_command(data)
 
 
 @cli.command()

@@ -41,7 +41,7 @@ from harness.settings import (
 __all__ = ["SHORT", "Known", "Mistake", "RunConfig", "Study", "StudyConfig", "Training", "apply",
            "check_file", "control_of", "differences", "every_file", "find", "fingerprint", "flat",
            "identity", "load_run", "load_study", "reference", "run_from_text", "schema", "short",
-           "tell", "to_yaml"]
+           "tell", "to_yaml", "usual_run"]
 
 Tree = dict[str, Any]
 SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
@@ -88,6 +88,18 @@ def load_run(name_or_path: str, *, overrides: Sequence[str] = (), known: Known) 
     wanted, unread = _parse(overrides)
     tree, wrong = _set(RunConfig, file.tree, wanted, known)
     tell((file.place, file.mistakes), (OVERRIDES, unread + wrong))
+    return RunConfig.model_validate(tree)
+
+
+def usual_run(settings: Mapping[str, Any], *, overrides: Sequence[str] = (),
+              known: Known) -> RunConfig:
+    """The run of the defaults but for these settings, and overrides like 'data.size=16'.
+
+    Raises ConfigError with all mistakes.
+    """
+    wanted, unread = _parse(overrides)
+    tree, wrong = _set(RunConfig, {}, {**settings, **wanted}, known)
+    tell((OVERRIDES, unread + wrong))
     return RunConfig.model_validate(tree)
 
 

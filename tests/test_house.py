@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"checkpoint", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
     frozenset({"experiment", "journal"}),
-    frozenset({"sweep"}),
+    frozenset({"sweep", "data_verb"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

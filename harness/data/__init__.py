@@ -7,7 +7,12 @@ Every one is a function of size, val, test and seed (and its own options) that r
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from harness.data.cifar import cifar10, cifar100
 from harness.data.digits import digits
+from harness.data.folder import folder
+from harness.data.masks import masks
+from harness.data.pets import pets
+from harness.data.scenes import scenes
 from harness.data.splits import Data, Size, Split, from_tensors, sides, stratified
 from harness.errors import DataError, HarnessError, UnknownName, unknown
 from harness.plugins import arguments_for, is_reference, load_object
@@ -15,7 +20,13 @@ from harness.plugins import arguments_for, is_reference, load_object
 __all__ = ["DATASETS", "Data", "Split", "from_tensors", "load", "sides", "stratified"]
 
 DATASETS: Mapping[str, Callable[..., Data]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
     "digits": digits,
+    "folder": folder,
+    "masks": masks,
+    "pets": pets,
+    "scenes": scenes,
 }
 
 

@@ -204,12 +204,12 @@ def _filled_up(targets: Tensor, parts: Tensor, *, val: float, test: float, seed:
     if parts.shape != (len(targets),) or not brought <= {TRAIN, VAL, TEST} or TRAIN not in brought:
         raise DataError(f"parts must be ({len(targets)},) numbers, {TRAIN} for training, {VAL} for "
                         f"validation, {TEST} for test, and some are for training.")
-    shares = [0.0 if part in brought else share for part, share in ((VAL, val), (TEST, test))]
-    if not (all(0 <= share < 1 for share in shares) and sum(shares) < 1):
+    val, test = (0.0 if part in brought else share for part, share in ((VAL, val), (TEST, test)))
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise DataError(f"val {val} and test {test} must leave something to train on.")
     generator = torch.Generator().manual_seed(seed)
     pool = (parts == TRAIN).nonzero().flatten()
-    drawn = [pool[rows] for rows in _drawn(targets[pool], *shares, generator)]
+    drawn = [pool[rows] for rows in _drawn(targets[pool], val, test, generator)]
     for part in (VAL, TEST):
         if part in brought:
             drawn[part] = (parts == part).nonzero().flatten()
@@ -282,5 +282,5 @@ def _fingerprint(splits: Sequence[Split], labels: Sequence[str]) -> str:
     for split in splits:
         for tensor in (split.inputs, split.targets):
             digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.contiguous().numpy().reshape(-1).view("uint8"))
+            digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
