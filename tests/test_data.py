@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
-from harness.data import Data, from_tensors, load, stratified
+from harness.data import Data, from_tensors, load, sides, stratified
+from harness.data.splits import TEST, TRAIN, VAL, few_of_each
 from harness.errors import ConfigError, DataError, UnknownName
 
 torch.set_num_threads(1)
@@ -39,7 +41,7 @@ def broken(*, size: int, val: float, test: float, seed: int) -> Data:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(counts=st.lists(st.integers(4, 40), min_size=1, max_size=6),
+@given(counts=st.lists(st.integers(9, 40), min_size=1, max_size=6),  # fewer may leave none
        val=st.floats(0.05, 0.45), test=st.floats(0.05, 0.45), seed=st.integers(0, 9))
 def test_every_row_is_in_exactly_one_split_and_every_class_in_proportion(
         counts: list[int], val: float, test: float, seed: int) -> None:
@@ -168,6 +170,152 @@ def test_tensors_that_are_no_pictures_with_classes_are_refused(
         inputs: torch.Tensor, targets: torch.Tensor, words: str) -> None:
     with pytest.raises(DataError, match=words):
         from_tensors("x", inputs, targets, labels="ab", val=0.2, test=0.2, seed=0)
+
+
+# --- classes of pixels, parts, scalings -----------------------------------------------------------
+
+
+def masks(count: int = 20, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(count, 1, 4, 6, generator=generator),
+            torch.randint(0, 3, (count, 4, 6), generator=generator))
+
+
+def test_pixels_may_have_classes_and_keep_to_their_pictures() -> None:
+    """Every picture is its mask, scaled: so it is in every split."""
+    _, targets = masks()
+    data = from_tensors("x", targets[:, None].float(), targets, labels="abc", val=0.2, test=0.3,
+                        seed=0)
+    assert (data.task, data.ignore_label) == ("pixels", -100)
+    assert data.output_shape == (3, 4, 6)
+    assert [len(s) for s in (data.train, data.val, data.read_test())] == [10, 4, 6]
+    for split in (data.train, data.val, data.read_test()):
+        values = [split.inputs[:, 0][split.targets == label].unique() for label in range(3)]
+        assert [len(found) for found in values] == [1, 1, 1]
+
+
+def test_whole_pictures_ignore_nothing() -> None:
+    data = toy(size=4, val=0.2, test=0.2, seed=0)
+    assert (data.task, data.ignore_label, data.output_shape) == ("classes", None, (3,))
+
+
+def test_ignored_pixels_become_what_pytorchs_losses_pass_over() -> None:
+    inputs, targets = masks()
+    targets[:, 0] = 255
+    data = from_tensors("x", inputs, targets, labels="abc", val=0.2, test=0.2, seed=0,
+                        ignore_label=255)
+    for split in (data.train, data.val, data.read_test()):
+        assert (split.targets[:, 0] == -100).all()
+        assert (split.targets[:, 1:] >= 0).all()
+    logits = torch.randn(len(data.val), 3, 4, 6)
+    loss = torch.nn.functional.cross_entropy(logits, data.val.targets)
+    by_hand = torch.nn.functional.cross_entropy(logits[:, :, 1:], data.val.targets[:, 1:])
+    assert loss == pytest.approx(float(by_hand), abs=1e-6)
+
+
+@pytest.mark.parametrize(("ignore", "shape", "words"), [
+    (2, (20, 4, 6), "must be none of the classes 0 to 2"),
+    (255, (20,), "it is for pixels"),
+    (None, (20, 6, 4), r"targets \(N,\) or \(N, H, W\)")])
+def test_targets_of_pixels_that_do_not_fit_are_refused(ignore: int | None, shape: tuple[int, ...],
+                                                       words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        from_tensors("x", masks()[0], torch.zeros(shape, dtype=torch.long), labels="abc", val=0.2,
+                     test=0.2, seed=0, ignore_label=ignore)
+
+
+def test_masks_that_count_for_nothing_everywhere_are_refused() -> None:
+    with pytest.raises(DataError, match="every pixel is 9, which counts for nothing"):
+        from_tensors("x", masks()[0], torch.full((20, 4, 6), 9), labels="abc", val=0.2, test=0.2,
+                     seed=0, ignore_label=9)
+
+
+@pytest.mark.parametrize(("brought", "sizes"), [
+    ([TRAIN, TEST], (32, 8, 20)), ([TRAIN, VAL, TEST], (20, 20, 20)), ([TRAIN, VAL], (28, 20, 12))])
+def test_parts_that_a_data_set_brings_stay_and_others_are_taken_from_training(
+        brought: list[int], sizes: tuple[int, int, int]) -> None:
+    """Every picture carries its number; two classes in equal shares."""
+    count = 20 * len(brought) if len(brought) == 3 else 60
+    parts = torch.tensor(brought).repeat_interleave(20)
+    if len(brought) == 2:
+        parts = torch.cat([parts, torch.full((20,), TRAIN)])
+    inputs = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    data = from_tensors("x", inputs, torch.arange(count) % 2, labels="ab", val=0.2, test=0.3,
+                        seed=0, parts=parts)
+    splits = (data.train, data.val, data.read_test())
+    assert tuple(map(len, splits)) == sizes
+    step = splits[0].inputs[:, 0, 0, 0].double().unique().diff().min()
+    base = min(s.inputs.min() for s in splits)
+    rows = [((s.inputs[:, 0, 0, 0].double() - base) / step).round().long() for s in splits]
+    assert sorted(torch.cat(rows).tolist()) == list(range(count))
+    for part, found in zip((TRAIN, VAL, TEST), rows):
+        if part in brought and part != TRAIN:
+            assert set(found.tolist()) == set((parts == part).nonzero().flatten().tolist())
+    for split in splits:
+        assert torch.bincount(split.targets).tolist() == [len(split) // 2] * 2
+        assert split.targets.tolist() != sorted(split.targets.tolist())
+
+
+def test_parts_without_training_are_refused() -> None:
+    inputs, targets = masks()
+    with pytest.raises(DataError, match="some are for training"):
+        from_tensors("x", inputs, targets, labels="abc", val=0.2, test=0.2, seed=0,
+                     parts=torch.full((20,), TEST))
+
+
+def test_known_scalings_are_those_of_torchvision() -> None:
+    """ImageNet's mean and deviation, and a half, of pictures from 0 to 1."""
+    pictures = torch.randint(0, 256, (12, 3, 4, 4), dtype=torch.uint8,
+                             generator=torch.Generator().manual_seed(0))
+    unit = v2.functional.to_dtype(pictures, torch.float32, scale=True)
+    for scaling, mean, std in (("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+                               ("half", [0.5] * 3, [0.5] * 3)):
+        expected = v2.functional.normalize(unit, mean, std)
+        data = from_tensors("x", pictures, torch.arange(12) % 2, labels="ab", val=0.25, test=0.25,
+                            seed=0, scaling=scaling)
+        found = torch.cat([s.inputs for s in (data.train, data.val, data.read_test())])
+        order = [int((expected - picture).abs().amax((1, 2, 3)).argmin()) for picture in found]
+        assert sorted(order) == list(range(12))
+        torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("scaling", "inputs", "words"), [
+    ("imagnet", torch.zeros(6, 3, 2, 2, dtype=torch.uint8), "unknown scaling.*Nearest: imagenet"),
+    ("half", torch.zeros(6, 3, 2, 2), "for pictures of bytes; these are torch.float32"),
+    ("imagenet", torch.zeros(6, 1, 2, 2, dtype=torch.uint8), "3 channels; these pictures have 1")])
+def test_scalings_that_do_not_fit_are_refused(scaling: str, inputs: torch.Tensor, words: str,
+                                              ) -> None:
+    with pytest.raises(DataError, match=words):
+        from_tensors("x", inputs, torch.arange(6) % 2, labels="ab", val=0.2, test=0.2, seed=0,
+                     scaling=scaling)
+
+
+def test_a_few_of_each_class_are_taken_from_every_part() -> None:
+    targets = torch.arange(60) % 3
+    parts = torch.arange(60) // 30
+    rows = few_of_each(targets, parts, 4, seed=0)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert torch.bincount(3 * parts[rows] + targets[rows]).tolist() == [4] * 6
+    assert rows.tolist() != few_of_each(targets, parts, 4, seed=1).tolist()
+    assert len(few_of_each(targets, parts, 99, seed=0)) == 60
+    assert len(few_of_each(targets, parts, None, seed=0)) == 60
+
+
+@pytest.mark.parametrize(("size", "found"), [(8, (8, 8)), ([3, 5], (3, 5)), ((7, 2), (7, 2))])
+def test_one_number_is_both_sides(size: Any, found: tuple[int, int]) -> None:
+    assert sides(size) == found
+
+
+@pytest.mark.parametrize("size", [0, [4, 0], [4], [1, 2, 3]])
+def test_sizes_without_pixels_are_refused(size: Any) -> None:
+    with pytest.raises(DataError, match="data.size is"):
+        sides(size)
+
+
+def test_what_was_split_before_there_were_pixels_and_parts_is_split_so_still() -> None:
+    """Printed by the code of that time: a study goes on with its stages."""
+    assert load("digits", size=8).fingerprint.startswith("99f29f4ecc519129")
+    assert load("digits", size=32).fingerprint.startswith("b2a939848121efd0")
 
 
 # --- load ----------------------------------------------------------------------------------------
