@@ -106,7 +106,7 @@ def _why(error: Exception, model: nn.Module) -> str:
 
 def _export(blank: nn.Module, inputs: tuple[object, ...]) -> torch.export.ExportedProgram:
     """Tensors that the forward itself makes belong on the meta device too; that costs time."""
-    with _quiet():
+    with _quiet(), _undecomposed():
         try:
             return torch.export.export(blank, inputs, strict=False)
         except Exception:
@@ -127,6 +127,19 @@ def _quiet() -> Iterator[None]:
     finally:
         for log in loggers:
             log.disabled = False
+
+
+@contextmanager
+def _undecomposed() -> Iterator[None]:
+    """Where algorithms must be deterministic, PyTorch writes some operators out for the backward
+    pass (an upsampling as many an indexing). A graph is never run, and is to name the operator."""
+    was_on, warns = (torch.are_deterministic_algorithms_enabled(),
+                     torch.is_deterministic_algorithms_warn_only_enabled())
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=warns)
 
 
 _TALKATIVE = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")

@@ -187,3 +187,16 @@ def test_what_cannot_be_traced_is_said_in_one_sentence(capfd: pytest.CaptureFixt
     with pytest.raises(GraphError, match="Output size is too small"):
         trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), torch.zeros(1, 3, 3, 3))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_is_the_same_where_algorithms_must_be_deterministic(exports: list[bool]) -> None:
+    """As they must in every run: an upsampling is one operator, not the many it is written as."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"),
+                        nets.head(8))
+    example = torch.randn(2, 3, 8, 8)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    graph = trace(net, example)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert "0" not in graph.frozen
+    assert graph["0"].channels == 8
