@@ -15,11 +15,11 @@ _INK = 6.0 / 16  # a pixel of a digit that is darker than this belongs to the gr
 
 
 def scenes(*, size: Size, val: float, test: float, seed: int, count: int = 600,
-           digits: int = 3) -> Data:
+           digits: int = 2) -> Data:
     """Eleven classes: 0 the ground, 1 to 10 the digits 0 to 9, of scikit-learn's 1797 pictures.
 
-    Every scene shows up to `digits` of them, a quarter to a half of its shorter side high, each of
-    its own brightness; a later one hides what is below. A digit of one split is in no other.
+    Every scene shows up to `digits` of them, three to five eighths of its shorter side high, each
+    of its own brightness; a later one hides what is below. A digit of one split is in no other.
     count: scenes in all.
 
     Raises: DataError if size, shares or numbers do not fit.
@@ -62,7 +62,7 @@ def _scene(ink: Tensor, numbers: Tensor, pool: Tensor, size: tuple[int, int], mo
     mask = torch.zeros(size, dtype=torch.long)
     for _ in range(_whole(1, most, generator)):
         row = int(pool[_whole(0, len(pool) - 1, generator)])
-        side = _whole(min(size) // 4, min(size) // 2, generator)
+        side = _whole(3 * min(size) // 8, 5 * min(size) // 8, generator)
         top, left = (_whole(0, whole - side, generator) for whole in size)
         drawn = interpolate(ink[row][None, None], size=(side, side), mode="bilinear",
                             align_corners=False)[0, 0]
