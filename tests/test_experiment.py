@@ -16,7 +16,15 @@ from harness.config import RunConfig
 from harness.data import DATASETS
 from harness.engine.criteria import CRITERIA
 from harness.errors import ConfigError, GraphError, ModelError
-from harness.experiment import Experiment, check_pruning, describe, known_names, settings_of
+from harness.experiment import (
+    Experiment,
+    check_pruning,
+    describe,
+    known_names,
+    load_data,
+    network,
+    settings_of,
+)
 from harness.models import MODELS
 from harness.store import FolderStore, NoStore, Store
 from harness.trajectories import Path as Walked
@@ -391,3 +399,15 @@ def test_every_verb_that_works_by_a_file_tells_first_what_does_not_fit(
         cli.main(words, standalone_mode=False)
     files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["tiny.yaml", "tiny.yaml"]
+
+
+def test_where_pixels_have_classes_a_network_must_score_every_pixel() -> None:
+    """And is built for the shorter side of oblong pictures."""
+    pixels = {"data__name": "scenes", "data__size": [16, 32], "data__options": {"count": 20}}
+    run = tiny.run(model__name="unet", model__width=0.125, **pixels)
+    data = load_data(run)
+    assert network(run, data)(data.val.inputs[:2]).shape == (2, 11, 16, 32)
+    words = (r"tiny:net gives \(2, 11\) for two pictures; scenes has 11 classes, one for every "
+             r"pixel, and needs \(2, 11, 16, 32\)")
+    with pytest.raises(ModelError, match=words):
+        network(tiny.run(**pixels), data)
