@@ -6,6 +6,7 @@ object of `VirtualTime` stands in for the module `time`; `thread` for `threading
 
 import heapq
 import threading
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -19,6 +20,7 @@ class VirtualTime:
     def __init__(self) -> None:
         self.now = 0.0
         self.is_running = False
+        self._threads: set[int] = set()  # those of the processes
         self._order = count()
         self._asleep: list[tuple[float, int, _Process]] = []
         self._living = 0
@@ -29,6 +31,10 @@ class VirtualTime:
     # As the module `time`.
 
     def sleep(self, seconds: float) -> None:
+        if threading.get_ident() not in self._threads:
+            # A thread from before the run, such as one that renews leases: it is none of ours.
+            time.sleep(seconds)
+            return
         process = self._current
         self._put_to_sleep(process, self.now + seconds)
         self._wake_next(process)
@@ -97,6 +103,7 @@ class _Process:
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
+        self._clock._threads.add(threading.get_ident())
         self.turn.acquire()
         failure = None
         try:

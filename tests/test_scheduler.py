@@ -1,5 +1,6 @@
 """The simulation of the scheduler: virtual time, and what limits a made-up study."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -77,6 +78,30 @@ def test_a_trial_that_is_told_twice_or_not_at_all_is_noticed(
     monkeypatch.setattr(Ledger, "_tell", forget)
     found = simulate(agents=2, trials=6, trial_s=60, cost=lambda call, took: 0.0)
     assert found.wrong == ("trial 3 is FAIL", "7 settings in 7 trials, not 6")
+
+
+def test_a_thread_from_before_the_run_takes_no_part_in_it() -> None:
+    """Such as one that renews leases, left over in this process: it would wait for ever."""
+    clock, seen = VirtualTime(), []
+    has_begun = threading.Event()
+
+    def foreign() -> None:
+        has_begun.wait()
+        clock.sleep(0.01)
+        seen.append("foreign")
+
+    other = threading.Thread(target=foreign, daemon=True)
+    other.start()
+
+    def own() -> None:
+        has_begun.set()
+        other.join(10)
+        clock.sleep(5)
+        seen.append("own")
+
+    clock.start(own)
+    clock.run()
+    assert (seen, clock.now) == (["foreign", "own"], 5.0)
 
 
 def test_agents_that_a_storage_carries_are_counted_from_what_only_one_may_hold() -> None:
