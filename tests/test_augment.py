@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.augment import AUGMENTATIONS, IGNORE, crop, flip, rotate, shift, vary
+from harness.augment import AUGMENTATIONS, crop, flip, rotate, shift, vary
+from harness.labels import IGNORE
 
 CLASSES = torch.arange(50)
 
