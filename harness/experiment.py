@@ -48,7 +48,7 @@ from harness.losses import Mixture, Terms
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
-from harness.settings import NO_CRITERIA
+from harness.settings import AGNOSTIC, NO_CRITERIA
 from harness.settings import Training as TrainingSection
 from harness.store import FolderStore, Hold, Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
@@ -451,7 +451,7 @@ def check_pruning(config: RunConfig | Study) -> None:
     """
     if isinstance(config, Study):
         runs, place = list(_variants(config)), f"the study {config.config.name}"
-        found = _idle_percentages(config)
+        found = _idle_percentages(config) + _idle_agnostic(config)
     else:
         runs, place, found = [config], f"the run {config.name}", []
     found += [m for run in runs for m in _wrong_criterion(run)]
@@ -473,6 +473,15 @@ def _idle_percentages(study: Study) -> list[Mistake]:
         return []
     return [Mistake("prune.ratios", "with ratios the percentage that the study varies has no "
                                     "effect: leave the ratios, or vary prune.ratios.NAME")]
+
+
+def _idle_agnostic(study: Study) -> list[Mistake]:
+    """A control for all classes beside trials that are for all anyway."""
+    is_asked = AGNOSTIC in study.config.controls
+    if not is_asked or (study.base.adapt.classes and study.base.adapt.train_on == "chosen"):
+        return []
+    return [Mistake("controls", f"{AGNOSTIC} is compared with pruning for some of the classes: "
+                                "give adapt.classes under set, with adapt.train_on: chosen")]
 
 
 def _variants(study: Study) -> Iterator[RunConfig]:
