@@ -263,12 +263,13 @@ def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
               help="Only these classes, or named sets of them.")
 @click.option("--test", "with_test", is_flag=True, help="Read the test split too.")
 @click.option("--profile", callback=_given, help="Of a study: a form that it names.")
+@click.option("--config", callback=_given, help="Of a study: another run configuration.")
 @click.option("--storage", callback=_given, metavar="URL", help="Of a study: where it is kept.")
 @_set
 @_home
 def evaluate(name: str, pruned: str | None, classes: str | None, with_test: bool,
-             profile: str | None, storage: str | None, overrides: Sequence[str],
-             home: str | None) -> None:
+             profile: str | None, config: str | None, storage: str | None,
+             overrides: Sequence[str], home: str | None) -> None:
     """Judge networks that are there already; nothing is trained.
 
     NAME is a run: its baseline, and a --pruned file; or a study: every trial and control. Top-1,
@@ -281,7 +282,7 @@ def evaluate(name: str, pruned: str | None, classes: str | None, with_test: bool
 
     root, named = _home_of(home), classes.split(",") if classes else []
     if isinstance(check_file(name, known=_known()), Study):
-        loaded = _load_study(name, profile, None, overrides, None)
+        loaded = _load_study(name, profile, config, overrides, None)
         found = judging.judge_study(loaded, _place(home, storage, None), named, with_test=with_test)
     else:
         found = judging.judge_run(_load_run(name, overrides), root, named, with_test=with_test,
@@ -361,6 +362,36 @@ def criteria(config: str | None, sample: int | None, batches: int | None,
         console.table(table.title, table.columns, table.rows, table.notes)
     for path in save(found, root / "criteria", loaded.name):
         console.say(f"wrote {path}")
+
+
+@cli.command("import-adapt")
+@click.argument("file")
+@click.option("--out", callback=_given, metavar="FILE", help="[configs/NAME.yaml]")
+@click.option("--by-priority", is_flag=True,
+              help="Of several modes take the first, as ADaPT did, instead of refusing them.")
+def import_adapt(file: str, out: str | None, by_priority: bool) -> None:
+    """Make a run of ours from a configuration file of ADaPT's.
+
+    It says which command its mode has become, what has no effect, and what is not understood.
+    Example: harness import-adapt old.ini
+    """
+    from harness.adapt_file import translate
+    from harness.config import to_yaml, usual_run
+    from harness.console import Console
+    from harness.errors import ConfigError
+
+    old = Path(file)
+    path = Path(out) if out else Path("configs") / f"{old.stem}.yaml"
+    found = translate(old, name=path.stem, by_priority=by_priority)
+    if path.exists():
+        raise ConfigError(f"{path} is there already. Move it away, or give --out.")
+    run = usual_run({"name": path.stem, **found.settings}, known=_known())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_yaml(run), encoding="utf-8")
+    console = Console()
+    for note in found.notes:
+        console.say(f"note: {note}")
+    console.say(f"wrote {path}; now: {found.command}")
 
 
 @cli.command()
