@@ -5,7 +5,7 @@ in [0, 1]), size_mb_dense, _csr, _coo, _gzip, latency_ms_dense and latency_ms_ze
 by side); weight_histograms.png and .csv, sparsity.json; and in the home sparse/NAME.safetensors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def run_sparse(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker
         write_whole(folder / f"{config.name}_weights.csv",
                     weight_histograms.as_rows(found.bins).encode())
         picture.savefig(folder / f"{config.name}_weights.png")
-    return SparseRun((_accuracies(config.name, found), _layers(found.zeros, found.sparse.shares),
+    return SparseRun((_accuracies(config.name, found), _layers(found),
                       _sizes(found.took, found.times)), file)
 
 
@@ -151,10 +151,15 @@ def _accuracies(name: str, found: _Found) -> Sheet:
                  ("", "validation", "test"), tuple(rows))
 
 
-def _layers(zeros: Sequence[Zeros], asked: Mapping[str, float]) -> Sheet:
-    return Sheet("zeros by layer", ("layer", "weights", "zeros", "share", "asked"), tuple(
-        (z.layer, z.weights, z.zeros, percent(z.share), percent(asked.get(z.layer)))
-        for z in zeros), ("biases and norms stay as they are.",))
+def _layers(found: _Found) -> Sheet:
+    asked, notes = found.sparse.shares, ["biases and norms stay as they are."]
+    if found.scope == "global":
+        notes.append(f"asked for: {percent(max(asked.values()))} of all layers together.")
+        asked = {}
+    rows = [(z.layer, z.weights, z.zeros, percent(z.share), percent(asked.get(z.layer)))
+            for z in found.zeros]
+    return Sheet("zeros by layer", ("layer", "weights", "zeros", "share", "asked"), tuple(rows),
+                 tuple(notes))
 
 
 def _sizes(took: Mapping[str, Sizes], times: Mapping[str, Latency]) -> Sheet:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.engine.certificate import silence
-from harness.engine.graph import Graph, Plan, layer_of
+from harness.engine.graph import Example, Graph, Plan, layer_of
 from harness.engine.kept_widths import Call, KeptWidths, Numbers, kept_of_norms
 from harness.engine.surgery import copied, cut
 
@@ -55,10 +55,10 @@ class Masked:
         return list(dict.fromkeys([*modules, *norms]))
 
     @contextmanager
-    def without(self, group: str, after: Plan, example: Tensor) -> Iterator["Forward"]:
+    def without(self, group: str, after: Plan, example: Example) -> Iterator["Forward"]:
         """While the block lasts, the model has the channels of a group alone that `after` keeps.
 
-        Gives the forward by which to compute with it. example: a batch, of two or more.
+        Gives the forward by which to compute with it. example: inputs, a batch of two or more.
         """
         calls = self._calls(after, example) if self._graph[group].contracted else []
         kept = kept_of_norms(self._tensors, self._before, after)
@@ -72,12 +72,12 @@ class Masked:
         return [part for part in (found.slices if found.contracted else found.readers)
                 if "product" not in part.roles]
 
-    def _calls(self, after: Plan, example: Tensor) -> list[Call]:
+    def _calls(self, after: Plan, example: Example) -> list[Call]:
         """The numbers that a forward works out from widths, of the network really cut."""
         small = copied(self._model)
         cut(small, self._before, after)
         with torch.no_grad(), Numbers() as seen:
-            small(example)
+            small(*(example if isinstance(example, tuple) else (example,)))
         calls: list[Call] = seen.calls
         return calls
 
@@ -88,6 +88,6 @@ class Forward:
     def __init__(self, kept: dict[int, dict[int, Tensor]], calls: Sequence[Call]) -> None:
         self._kept, self._calls = kept, calls
 
-    def __call__(self, model: nn.Module, batch: Tensor) -> Any:
+    def __call__(self, model: nn.Module, *inputs: Tensor) -> Any:
         with KeptWidths(self._kept, self._calls):
-            return model(batch)
+            return model(*inputs)
