@@ -50,6 +50,14 @@ def _ratios(_: click.Context, param: click.Parameter, value: str | None,
                                  param=param) from None
 
 
+def _number(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A number, or nothing."""
+    try:
+        return float(value) if value else None
+    except ValueError:
+        raise click.BadParameter(f"'{value}' must be a number.", param=param) from None
+
+
 def _home(function: Any) -> Any:
     return click.option("--home", callback=_given, metavar="FOLDER",
                         help="Folder of studies, stages, exports. [HARNESS_HOME, ./runs]")(function)
@@ -351,7 +359,7 @@ def sparsify(config: str, overrides: Sequence[str], home: str | None) -> None:
 @click.option("--only", callback=_given, metavar="KIND", help="unstructured or structured. [both]")
 @click.option("--rule", callback=_given, metavar="RULE",
               help="Which channels go at a ratio: count, or quantile as in seed 003. [count]")
-@click.option("--flops", type=float, metavar="SHARE",
+@click.option("--flops", callback=_number, metavar="SHARE",
               help="Suggest prune.ratios that leave this share of the FLOPs.")
 @_set
 @_home

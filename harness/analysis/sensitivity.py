@@ -43,6 +43,7 @@ KINDS = ("unstructured", "structured")
 RULES = ("count", "quantile")
 RATIOS = tuple(tenth / 10 for tenth in range(1, 10))
 BATCH = 256
+TRIED = 8  # pictures on which a replay is compared with a whole forward
 Told = Callable[[int, int, str], None]
 
 
@@ -117,6 +118,7 @@ class Sensitivities:
         self._batches = list(examples.inputs.split(batch_size))
         self._identity = {**(identity or {}), "weights": weights_digest(model), "batch": batch_size}
         self._masked = Masked(model, graph, plan)
+        self._replay: Replay | None = None  # the last one, from which the next may go on
 
     def measure(self, ratios: Sequence[float] = RATIOS, *, scores: Mapping[str, Tensor],
                 criterion: str = "", kinds: Sequence[str] = KINDS,
@@ -208,9 +210,7 @@ class Sensitivities:
                trial: Sequence[AbstractContextManager[Any]]) -> list[Measured]:
         """The network in each form. changed: modules before which it is the same in all of them;
         none: not known. trial: one form, by which that is tried."""
-        replay = Replay(self._model, changed, self._batches) if changed else None
-        if replay is not None and (not replay.skipped or not self._agrees(replay, trial)):
-            replay = None
+        replay = self._replay_of(changed, trial)
         found = []
         for form in forms:
             with form as forward:
@@ -220,9 +220,18 @@ class Sensitivities:
                 found.append(evaluate(runner, self._examples, batch_size=self._batch_size))
         return found
 
-    def _agrees(self, replay: Replay, trial: Sequence[AbstractContextManager[Any]]) -> bool:
+    def _replay_of(self, changed: Sequence[str], trial: Sequence[AbstractContextManager[Any]],
+                   ) -> Replay | None:
+        """None where nothing comes before the change, or replaying some pictures fails them."""
+        if not changed:
+            return None
+        some = self._batches[0][:TRIED]
+        small = Replay(self._model, changed, [some])
         with trial[0] if trial else nullcontext():
-            return replay.agrees(self._batches[0])
+            if not small.skipped or not small.agrees(some):
+                return None
+        self._replay = Replay(self._model, changed, self._batches, earlier=self._replay)
+        return self._replay
 
     def _kept(self, content: Mapping[str, Any], make: Callable[[], list[Measured]],
               ) -> tuple[list[Measured], bool]:
@@ -316,7 +325,7 @@ def tables(found: Sensitivity) -> list[Sheet]:
             ("group", "channels", *heads),
             tuple((c.label, c.size, *(_points(d) for d in found.drops(c)))
                   for c in found.of("structured")),
-            (f"lowest first by {found.criterion}.", *notes)))
+            (f"lowest first by {found.criterion}.", *_gaps(found), *notes)))
     return sheets
 
 
@@ -397,6 +406,11 @@ def _tolerated(ratios: Sequence[float], drops: Sequence[float], most: float) -> 
         if high > most:
             return start + (end - start) * (most - low) / (high - low)
     return points[-1][0]
+
+
+def _gaps(found: Sensitivity) -> list[str]:
+    gaps = any(math.isnan(a) for c in found.of("structured") for a in c.accuracy)
+    return ["-: a layer of the group would be left without channels."] if gaps else []
 
 
 def _points(drop: float) -> str:

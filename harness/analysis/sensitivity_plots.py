@@ -56,7 +56,8 @@ def heat_map(found: Sensitivity) -> "Figure":
     image = axes.imshow(drops, cmap="inferno", aspect="auto", vmin=low, vmax=high)
     axes.set_xticks(range(len(found.ratios)), [f"{ratio:g}" for ratio in found.ratios])
     axes.set_yticks(range(len(curves)), [_short(c) for c in curves], fontsize=9)
-    axes.set(xlabel=f"share of the group's channels masked, lowest {found.criterion} first",
+    gaps = "" if known.size == drops.size else "\n(grey: a layer would be left without channels)"
+    axes.set(xlabel=f"share of the group's channels masked, lowest {found.criterion} first{gaps}",
              ylabel="layer, or first of coupled layers")
     figure.suptitle(f"Channels of one group masked, not retrained; whole network: "
                     f"{100 * found.baseline.accuracy:.2f} %", fontsize=11)

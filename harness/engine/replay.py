@@ -9,7 +9,7 @@ Whether that is the same network is not believed but tried, see `agrees`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ class Replay(nn.Module):
     """A model whose first modules answer from memory, once it is given its batches in order."""
 
     def __init__(self, model: nn.Module, changed: Sequence[str], batches: Sequence[Tensor], *,
-                 cap_bytes: int = GIGABYTE) -> None:
+                 earlier: "Replay | None" = None, cap_bytes: int = GIGABYTE) -> None:
         """changed: modules whose parameters will change; what ran before all of them is kept.
 
+        earlier: of the same model and batches; where it keeps less, it is gone on from.
         cap_bytes: of all that is kept; batches for which there is no room are computed from the
         start every time.
         """
@@ -34,8 +35,11 @@ class Replay(nn.Module):
         self._answering, self._passing = _before(model, changed, batches[0][:2])
         self._kept: list[dict[str, list[Any]]] = []
         self._turn = 0
-        for batch in batches if self._answering else ():
-            with _noting(model, self._answering, until=changed) as kept:
+        if earlier is not None and not earlier._is_before(self):
+            earlier = None
+        for place, batch in enumerate(batches if self._answering else ()):
+            with (_noting(model, self._answering, until=changed) as kept,
+                  earlier._answers(place) if earlier else nullcontext()):
                 model(batch)
             cap_bytes -= sum(t.numel() * t.element_size() for t in tree_leaves(kept)
                              if isinstance(t, Tensor))
@@ -56,9 +60,7 @@ class Replay(nn.Module):
         """What the model puts out for its next batch, as it is now behind what is kept."""
         turn = self._turn
         self._turn += 1
-        if turn >= len(self._kept):
-            return self.model(batch)
-        with _answered(self.model, self._kept[turn], self._passing):
+        with self._answers(turn):
             return self.model(batch)
 
     def agrees(self, batch: Tensor) -> bool:
@@ -69,6 +71,18 @@ class Replay(nn.Module):
             again = self(batch)
         self.from_the_start()
         return torch.allclose(whole, again, rtol=1e-5, atol=1e-6 * float(whole.abs().max()))
+
+
+    def _answers(self, turn: int) -> AbstractContextManager[None]:
+        """While this lasts, the modules in front answer for a batch, if it is kept."""
+        if turn >= len(self._kept):
+            return nullcontext()
+        return _answered(self.model, self._kept[turn], self._passing)
+
+    def _is_before(self, later: "Replay") -> bool:
+        """Whether all that it skips, the later one skips too, by itself or within a larger one."""
+        return all(any(f"{name}.".startswith(f"{own}.") for own in later.skipped)
+                   for name in self.skipped)
 
 
 class _Enough(Exception):

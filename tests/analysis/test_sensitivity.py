@@ -213,7 +213,10 @@ def test_a_share_that_would_leave_a_layer_nothing_is_a_gap(tmp_path: Path) -> No
     found = by_hand({"a": (1.0, math.nan), "b": (2.0, 3.0)}, (0.5, 0.9))
     assert json.loads(save(found, tmp_path, "gap")[0].read_text())["curves"][0]["accuracy"] == [
         0.99, None]
-    assert tables(found)[0].rows[0][-1] == "-"
+    (table,) = tables(found)
+    assert table.rows[0][-1] == "-"
+    assert "-: a layer of the group would be left without channels." in table.notes
+    assert "grey: a layer would be left without channels" in heat_map(found).axes[0].get_xlabel()
 
 
 @pytest.mark.rows("R123")

@@ -1,6 +1,7 @@
 """Files of networks with zeros: what they hold is the network, and their length is what is told."""
 
 import gzip
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_a_sparse_file_holds_the_very_weights() -> None:
     assert "3.weight" not in as_csr
     matrix = torch.zeros(40, 64)
     starts = as_csr["3.weight/row_starts"].tolist()
-    for row, (start, end) in enumerate(zip(starts, starts[1:])):
+    for row, (start, end) in enumerate(pairwise(starts)):
         matrix[row, as_csr["3.weight/columns"][start:end].long()] = (
             as_csr["3.weight/values"][start:end])
     assert torch.equal(matrix, state["3.weight"])

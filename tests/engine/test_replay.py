@@ -78,6 +78,29 @@ def test_behind_a_change_it_computes_what_the_whole_forward_does(name: str) -> N
         assert all("forward" not in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_one_goes_on_from_another_that_keeps_less(name: str, monkeypatch: pytest.MonkeyPatch,
+                                                  ) -> None:
+    make, layers = NETS[name]
+    torch.manual_seed(0)
+    model, batches = make().eval(), pictures()
+    conv, calls = nn.Conv2d._conv_forward, []
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, *given: (
+        calls.append(self), conv(self, *given))[1])
+    first = Replay(model, layers[:1], batches)
+    calls.clear()
+    later = Replay(model, layers[1:2], batches, earlier=first)
+    in_front = [m for n in first.skipped for m in model.get_submodule(n).modules()]
+    # Once, in the pass on two pictures that finds the order.
+    assert all(calls.count(m) == 1 for m in in_front if isinstance(m, nn.Conv2d))
+    back = Replay(model, layers[:1], batches, earlier=later)  # keeps more: of no use
+    for replay, layer in ((later, layers[1]), (back, layers[0])):
+        changed(model, layer)
+        replay.from_the_start()
+        with torch.no_grad():
+            assert all(torch.equal(replay(batch), model(batch)) for batch in batches)
+
+
 def test_the_modules_in_front_do_not_compute() -> None:
     model = vgg().eval()
     batches = pictures()
