@@ -116,7 +116,9 @@ class Sensitivities:
         self._model, self._graph, self._plan, self._examples = model.eval(), graph, plan, examples
         self._store, self._told, self._batch_size = store or NoStore(), told, batch_size
         self._batches = list(examples.inputs.split(batch_size))
-        self._identity = {**(identity or {}), "weights": weights_digest(model), "batch": batch_size}
+        code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        self._identity = {**(identity or {}), "weights": weights_digest(model), "batch": batch_size,
+                          "code": code}
         self._masked = Masked(model, graph, plan)
         self._replay: Replay | None = None  # the last one, from which the next may go on
 
