@@ -40,6 +40,24 @@ def _count(_: click.Context, param: click.Parameter, value: str | None) -> int |
     return int(value)
 
 
+def _ratios(_: click.Context, param: click.Parameter, value: str | None,
+            ) -> tuple[float, ...] | None:
+    """Numbers with commas between, or nothing."""
+    try:
+        return tuple(float(part) for part in value.split(",")) if value else None
+    except ValueError:
+        raise click.BadParameter(f"'{value}' must be numbers with commas between, as in 0.1,0.5.",
+                                 param=param) from None
+
+
+def _number(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A number, or nothing."""
+    try:
+        return float(value) if value else None
+    except ValueError:
+        raise click.BadParameter(f"'{value}' must be a number.", param=param) from None
+
+
 def _home(function: Any) -> Any:
     return click.option("--home", callback=_given, metavar="FOLDER",
                         help="Folder of studies, stages, exports. [HARNESS_HOME, ./runs]")(function)
@@ -392,6 +410,64 @@ def import_adapt(file: str, out: str | None, by_priority: bool) -> None:
     for note in found.notes:
         console.say(f"note: {note}")
     console.say(f"wrote {path}; now: {found.command}")
+
+
+@cli.command()
+@click.argument("config")
+@_set
+@_home
+def sparsify(config: str, overrides: Sequence[str], home: str | None) -> None:
+    """Make the smallest weights zero, fine-tune with the zeros kept; tracked in MLflow.
+
+    How many: sparsify.amount, sparsify.layers, sparsify.scope.
+    Example: harness sparsify vgg16_digits --set "sparsify.amount=0.8 finetune.epochs=2"
+    """
+    from harness.console import Console, StudyScreen
+    from harness.sparse_run import run_sparse
+
+    console = Console()
+    loaded = _load_run(config, overrides)
+    root = _home_of(home)
+    with StudyScreen(console) as screen:
+        done = run_sparse(loaded, root, lambda: _tracker(loaded.name, root), screen)
+    for table in done.sheets:
+        console.table(table.title, table.columns, table.rows, table.notes)
+    console.say(f"wrote {done.file}")
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--ratios", callback=_ratios, metavar="R,R,...",
+              help="Shares that are zero, or masked. [0.1,0.2,...,0.9]")
+@click.option("--only", callback=_given, metavar="KIND", help="unstructured or structured. [both]")
+@click.option("--rule", callback=_given, metavar="RULE",
+              help="Which channels go at a ratio: count, or quantile as in seed 003. [count]")
+@click.option("--flops", callback=_number, metavar="SHARE",
+              help="Suggest prune.ratios that leave this share of the FLOPs.")
+@_set
+@_home
+def sensitivity(config: str, ratios: tuple[float, ...] | None, only: str | None, rule: str | None,
+                flops: float | None, overrides: Sequence[str], home: str | None) -> None:
+    """Measure what each layer's weights and channels are worth alone, on validation.
+
+    Lines, heat map, CSV and JSON go into the home and MLflow; what was measured before on the same
+    weights is not measured again. Example: harness sensitivity vgg16_digits --flops 0.5
+    """
+    from harness.analysis.sensitivity import KINDS, RATIOS
+    from harness.console import Console, StudyScreen
+    from harness.sensitivity_run import run_sensitivity
+
+    console = Console()
+    loaded = _load_run(config, overrides)
+    root = _home_of(home)
+    with StudyScreen(console) as screen:
+        done = run_sensitivity(loaded, root, lambda: _tracker(loaded.name, root), screen,
+                               ratios=ratios or RATIOS, kinds=[only] if only else KINDS,
+                               rule=rule or "count", flops=flops)
+    for table in done.sheets:
+        console.table(table.title, table.columns, table.rows, table.notes)
+    for path in done.files:
+        console.say(f"wrote {path}")
 
 
 @cli.command()

@@ -20,6 +20,14 @@ from torch import Tensor, nn
 from harness import train as training
 from harness.analysis.costs import Account, Workload, account
 from harness.analysis.criterion_lab import Comparison, compare
+from harness.analysis.sensitivity import (
+    KINDS,
+    RATIOS,
+    Sensitivities,
+    Sensitivity,
+    Suggestion,
+    suggest,
+)
 from harness.checkpoint import load_pruned
 from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
 from harness.data import DATASETS, Data, load, sides
@@ -32,6 +40,7 @@ from harness.engine.floors import Floors, modules_of, unknown_in_floors, unknown
 from harness.engine.graph import Group
 from harness.engine.pruner import ignoring
 from harness.engine.selection import select
+from harness.engine.sparsity import held_at_zero, make_zero, shares_of, weights_of, zeroed
 from harness.engine.tracing import trace
 from harness.errors import (
     ConfigError,
@@ -89,6 +98,15 @@ class Trial:
         found = [s.stage for s in self.steps if s.number or s.stage.facts.get("is_prepared")]
         found += [stage for number, stage in self.finals.items() if number]
         return list({stage.key: stage for stage in found}.values())
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A network with zeros. shares: layer -> asked; cut: before the fine-tune, final: behind it."""
+
+    shares: Mapping[str, float]
+    cut: Stage
+    final: Stage
 
 
 @dataclass
@@ -346,6 +364,56 @@ class Experiment:
                        nn.functional.cross_entropy, criteria, num_channels=num_channels,
                        share=self.config.prune.percentage / 100, seed=self.config.seed)
 
+    def sparsified(self) -> Sparse:
+        """The baseline with the zeros of `sparsify`, and behind the fine-tune that keeps them."""
+        sparsify, lab = self.config.sparsify, self.lab(self.config)
+        shares = shares_of(self.template, sparsify.amount, sparsify.layers)
+        places: dict[str, Tensor] = {}
+
+        def zero(model: nn.Module) -> dict[str, Tensor]:
+            """Chosen once, on the baseline."""
+            if not places:
+                places.update(zeroed(self.model(self.baseline), shares, sparsify.scope))
+            return places
+
+        def cut(model: nn.Module, seed: int) -> list[EpochRow]:
+            make_zero(model, zero(model))
+            return []
+
+        def fit(model: nn.Module, seed: int) -> list[EpochRow]:
+            with held_at_zero(model, zero(model)):
+                return work.fit(model, recipe, seed)
+
+        chosen = {"shares": shares, "scope": sparsify.scope}
+        stage = lab.leaf(self.baseline, chosen, cut, kind="zeros")
+        recipe = recipe_of(self.config, "finetune")
+        if not self.epochs_of(self.config.finetune):
+            return Sparse(shares, stage, stage)
+        if self.watcher:
+            self.watcher.step(1, "fine-tune, zeros stay", 0.0)
+        work = self._work(self.config)
+        return Sparse(shares, stage, lab.leaf(stage, work.facts(recipe), fit,
+                                              kind="finetune_zeros"))
+
+    def sensitivity(self, ratios: Sequence[float] = RATIOS, *, kinds: Sequence[str] = KINDS,
+                    rule: str = "count", flops: float | None = None,
+                    ) -> tuple[Sensitivity, Suggestion | None]:
+        """Of the baseline's layers, on validation; with flops, ratios that leave such a share."""
+        stage, lab, watcher = self.baseline, self._lab, self.watcher
+        scores = lab.scores(stage, self._settings)
+        measured = Sensitivities(
+            self.model(stage), lab.graph, stage.plan, self.data.val, store=self.store,
+            identity={"data": self.data.fingerprint, "bits": self._root["bits"],
+                      "memory_format": self.config.memory_format},
+            told=watcher.epoch if watcher else lambda done, total, text: None)
+        found = measured.measure(ratios, scores=scores, criterion=self.config.prune.criterion,
+                                 kinds=kinds, rule=rule)
+        if flops is None:
+            return found, None
+        floors = self._settings.floors.by_name(lab.graph)
+        return found, suggest(lab.graph, found, scores, flops, floors=floors,
+                              round_to=self._settings.round_to)
+
     def stage(self, key: str) -> Stage | None:
         """A stage made before, if the store still has it."""
         return self._lab.find(key)
@@ -544,7 +612,7 @@ def _wrong_criterion(config: RunConfig) -> list[Mistake]:
 
 
 def _wrong_modules(config: RunConfig, model: nn.Module) -> list[Mistake]:
-    """Names under `prune` that are none of the network's modules."""
+    """Names under `prune` and `sparsify` that are none of the network's modules."""
     prune = config.prune
     tensors = chain(model.named_parameters(remove_duplicate=False),
                     model.named_buffers(remove_duplicate=False))
@@ -554,10 +622,13 @@ def _wrong_modules(config: RunConfig, model: nn.Module) -> list[Mistake]:
             *unknown_modules("only_follow", modules, prune.only_follow),
             *unknown_modules("ratios", modules, prune.ratios),
             *unknown_modules("ignore", named, prune.ignore)]
-    others = [*(f"{name}.{told}" for name in ("baseline", "retrain", "finetune")
-                for told in unknown_modules("freeze", named, getattr(config, name).freeze)),
-              *(f"distill.{told}"
-                for told in unknown_modules("layers", named, config.distill.layers))]
+    weights = modules_of(f"{name}.weight" for name in weights_of(model))
+    others = [*(f"{name}.{text}" for name in ("baseline", "retrain", "finetune")
+                for text in unknown_modules("freeze", named, getattr(config, name).freeze)),
+              *(f"distill.{text}"
+                for text in unknown_modules("layers", named, config.distill.layers)),
+              *(f"sparsify.{text}"
+                for text in unknown_modules("layers", weights, config.sparsify.layers))]
     return [Mistake(key, text) for key, _, text in (
         t.partition(": ") for t in (*(f"prune.{t}" for t in told), *others))]
 

@@ -381,6 +381,23 @@ class Prune(Section):
         return self
 
 
+class Sparsify(Section):
+    """Of `harness sparsify`: single weights of convolutions and linear layers that become zero."""
+
+    amount: Share = 0.0
+    """Share of its weights that every layer loses."""
+    layers: dict[str, Share] = {}
+    """Shares of their own, by module."""
+    scope: Literal["layer", "global"] = "layer"
+    """Each layer loses its share; or the smallest of all layers together go."""
+
+    @model_validator(mode="after")
+    def _ask_for_one_share(self) -> "Sparsify":
+        if self.scope == "global" and self.layers:
+            raise ValueError("scope: global takes one amount for all; leave layers")
+        return self
+
+
 class RunConfig(Section):
     """One run: data, network, training, pruning."""
 
@@ -418,6 +435,8 @@ class RunConfig(Section):
     """For which classes it is pruned."""
     prune: Prune = Prune()
     """What is cut, and how fast."""
+    sparsify: Sparsify = Sparsify()
+    """What becomes zero, when that is asked for."""
 
     @model_validator(mode="after")
     def _weigh_what_stays(self) -> "RunConfig":

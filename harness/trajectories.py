@@ -329,9 +329,12 @@ class Lab:
         return self._stage(key, plan, make)
 
     def leaf(self, parent: Stage, recipe: Mapping[str, Any],
-             train: Callable[[nn.Module, int], list[EpochRow]]) -> Stage:
-        """The long final fine-tune, train(model, seed): a leaf, from which nothing else starts."""
-        key = key_of({"parent": parent.key, "kind": "finetune", "finetune": dict(recipe)})
+             train: Callable[[nn.Module, int], list[EpochRow]], kind: str = "finetune") -> Stage:
+        """The long final fine-tune, train(model, seed): a leaf, from which no cut starts.
+
+        kind: of other work on weights alone, and then `recipe` says all that it depends on.
+        """
+        key = key_of({"parent": parent.key, "kind": kind, kind: dict(recipe)})
 
         def make() -> Made:
             model = self.model(parent)

@@ -480,7 +480,7 @@ VERBS = sorted(cli.commands)
 
 def test_these_are_the_verbs() -> None:
     assert VERBS == ["agent", "baseline", "check", "cost", "criteria", "data", "export", "run",
-                     "status", "study", "ui"]
+                     "sensitivity", "sparsify", "status", "study", "ui"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

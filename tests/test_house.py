@@ -22,7 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"checkpoint", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
     frozenset({"experiment", "journal"}),
-    frozenset({"sweep", "data_verb"}),
+    frozenset({"sweep", "data_verb", "sparse_run", "sensitivity_run"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -31,14 +31,16 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "config"}
 # Inside the engine the order is finer; `__init__` imports nothing.
 ENGINE: tuple[frozenset[str], ...] = (
-    frozenset({"axes", "cost", "inventory"}), frozenset({"product_rules", "value_rules"}),
+    frozenset({"axes", "cost", "inventory", "replay"}), frozenset({"product_rules", "value_rules"}),
     frozenset({"layer_rules", "motion_rules"}), frozenset({"rules"}), frozenset({"graph"}),
     frozenset({"kept_widths", "surgery"}),
-    frozenset({"tally", "latency"}), frozenset({"floors"}), frozenset({"choices", "targets"}),
+    frozenset({"tally", "latency"}), frozenset({"floors"}),
+    frozenset({"choices", "targets", "sparsity"}),
     frozenset({"evidence", "selection", "certificate", "tracer", "structure",
                "folding", "ledger", "lineage", "optimizer"}),
     frozenset({"rehearsal"}),
-    frozenset({"tracing", "weight_criteria", "oracle", "trial", "recalibration", "work"}),
+    frozenset({"tracing", "weight_criteria", "oracle", "trial", "recalibration", "work",
+               "masked"}),
     frozenset({"activation_criteria", "aftercare", "request"}),
     frozenset({"criteria"}), frozenset({"pruner"}),
 )

@@ -84,7 +84,7 @@ def _certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, af
                                "infinity for this example. Look at its weights and at the example, "
                                "or give certify_cut=False.")
         spread = max(_spread(o) for o in whole)
-        _silence(tensors, graph, before, after)
+        silence(tensors, graph, before, after)
         with Numbers() as seen:
             got = _outputs_of(small, inputs)
         kept = kept_of_norms(tensors, before, after)
@@ -105,7 +105,7 @@ def _certify(dense: nn.Module, pruned: nn.Module, graph: Graph, before: Plan, af
     return Certificate(difference, control, tolerance, str(dtype).removeprefix("torch."))
 
 
-def _silence(tensors: Mapping[str, Tensor], graph: Graph, before: Plan, after: Plan) -> None:
+def silence(tensors: Mapping[str, Tensor], graph: Graph, before: Plan, after: Plan) -> None:
     """Zero, in place, what reads the channels that go; of contracted ones, all that has them."""
     for group in graph.groups:
         for part in group.slices if group.contracted else group.readers:
