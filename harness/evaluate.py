@@ -3,6 +3,7 @@
 Shapes: N examples, K classes, (H, W) pixels. A pixel whose target is IGNORE counts for nothing.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from torchmetrics.functional.classification import (
 from harness.errors import DataError
 from harness.labels import IGNORE
 
+TOP = 5
+
 
 class Examples(Protocol):
     """Inputs (N, C, H, W) and targets (N,) or (N, H, W), on the device."""
@@ -33,10 +36,11 @@ class Examples(Protocol):
 @dataclass(frozen=True)
 class Measured:
     """accuracy: what networks are chosen by, in [0, 1]: top-1; where pixels have classes,
-    `mean_iou`. loss: mean cross-entropy."""
+    `mean_iou`. loss: mean cross-entropy. top5: NaN with five classes or fewer."""
 
     accuracy: float
     loss: float
+    top5: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Report:
 
     top1, top5: of pictures, or of pixels; top5 is None with five classes or fewer. mean_iou: of
     pixels alone, else None. by_class: label -> recall, or of pixels IoU; NaN if it never occurs.
+    single: of pixels, the mean IoU of every single picture, in order; else empty.
     """
 
     top1: float
@@ -52,6 +57,7 @@ class Report:
     loss: float
     mean_iou: float | None
     by_class: Mapping[str, float]
+    single: Sequence[float] = ()
 
     @property
     def accuracy(self) -> float:
@@ -61,6 +67,9 @@ class Report:
     def metrics(self) -> dict[str, float]:
         """By name, without those that are not defined."""
         named = {"top1": self.top1, "top5": self.top5, "loss": self.loss, "miou": self.mean_iou}
+        if self.single:
+            named |= {"miou_of_pictures": statistics.fmean(self.single),
+                      "miou_of_pictures_std": statistics.pstdev(self.single)}
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -77,13 +86,15 @@ def evaluate(model: nn.Module, examples: Examples, *, batch_size: int = 256) -> 
     """In eval mode; every module's mode stays as it was."""
     if examples.targets.dim() > 1:
         found = report(model, examples, batch_size=batch_size)
-        return Measured(found.accuracy, found.loss)
+        return Measured(found.accuracy, found.loss, math.nan if found.top5 is None else found.top5)
     with _judging(model):
         logits = torch.cat([model(part) for part in examples.inputs.split(batch_size)]).float()
         loss = nn.functional.cross_entropy(logits, examples.targets)
         accuracy = multiclass_accuracy(logits, examples.targets, num_classes=logits.shape[1],
                                        average="micro")
-    return Measured(float(accuracy), float(loss))
+        top5 = _among(logits, examples.targets).float().mean()
+    return Measured(float(accuracy), float(loss),
+                    float(top5) if logits.shape[1] > TOP else math.nan)
 
 
 def report(model: nn.Module, examples: Examples, labels: Sequence[str] = (), *,
@@ -95,6 +106,7 @@ def report(model: nn.Module, examples: Examples, labels: Sequence[str] = (), *,
     if not len(examples.targets):
         raise DataError("there are no examples to judge the network by.")
     counts: list[Tensor] = []
+    single: list[Tensor] = []
     loss = torch.zeros((), device=examples.targets.device, dtype=torch.float64)
     among = torch.zeros((), device=examples.targets.device, dtype=torch.long)
     of_pixels = examples.targets.dim() > 1
@@ -104,18 +116,31 @@ def report(model: nn.Module, examples: Examples, labels: Sequence[str] = (), *,
             logits = model(inputs).float()
             classes = logits.shape[1]
             loss += nn.functional.cross_entropy(logits, targets, reduction="sum").double()
-            counts.append(multiclass_confusion_matrix(
-                logits.argmax(1), targets, num_classes=classes, ignore_index=IGNORE))
-            best = logits.topk(min(5, classes), dim=1).indices
-            among += (best == targets.unsqueeze(1)).any(1).sum()
+            answers = logits.argmax(1)
+            counts.append(_confusion(answers, targets, classes))
+            among += _among(logits, targets).sum()
+            if of_pixels:
+                single += [_confusion(*pair, classes) for pair in zip(answers, targets)]
     confusion = torch.stack(counts).sum(0)
     hits, every = confusion.diag().double(), confusion.sum().clamp_min(1)
     per_class = ious(confusion) if of_pixels else hits / confusion.sum(1)
     names = labels or [str(number) for number in range(len(hits))]
     return Report(
-        float(hits.sum() / every), float(among / every) if len(hits) > 5 else None,
+        float(hits.sum() / every), float(among / every) if len(hits) > TOP else None,
         float(loss / every), mean_iou(confusion) if of_pixels else None,
-        dict(zip(names, per_class.tolist(), strict=True)))
+        dict(zip(names, per_class.tolist(), strict=True)), [mean_iou(matrix) for matrix in single])
+
+
+def _confusion(answers: Tensor, targets: Tensor, classes: int) -> Tensor:
+    found: Tensor = multiclass_confusion_matrix(answers, targets, num_classes=classes,
+                                                ignore_index=IGNORE)
+    return found
+
+
+def _among(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the class is one of the five with the highest logits."""
+    best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+    return (best == targets.unsqueeze(1)).any(1)
 
 
 def ious(confusion: Tensor) -> Tensor:

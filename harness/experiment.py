@@ -154,14 +154,19 @@ class Training:
         with seeded(seed):
             rows = training.train(
                 model, self.data.train, recipe, seed=seed, autocast=self.config.autocast,
-                validate=lambda m: training.Score(*self.evaluate(m)),
+                validate=self._score,
                 on_epoch=(lambda done, total: watcher.epoch(done, total)) if watcher
                 else (lambda done, total: None), observe=observe or nullcontext, teacher=teacher)
-        return [EpochRow(r.train_loss, r.val.loss, r.val.accuracy, r.lr) for r in rows]
+        return [EpochRow(r.train_loss, r.val.loss, r.val.accuracy, r.lr, r.train_accuracy,
+                         r.val.top5) for r in rows]
 
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        measured = evaluate(model, (self.judged_by or self.data).val)
-        return measured.accuracy, measured.loss
+        score = self._score(model)
+        return score.accuracy, score.loss
+
+    def _score(self, model: nn.Module) -> training.Score:
+        found = evaluate(model, (self.judged_by or self.data).val)
+        return training.Score(found.accuracy, found.loss, found.top5)
 
     def batches(self) -> Iterator[Batch]:
         prune, size = self.config.prune, self.config.retrain.batch_size

@@ -2,11 +2,14 @@
 
 Per step (step = pruning iteration): val_accuracy, val_accuracy_cut, val_loss, percentage, macs,
 flops, flops_reduction (share of the baseline's, in [0, 1]), params, filters, size_mb, latency_ms.
-Per epoch (step = epochs of this run so far): train_loss, val_loss_epoch, lr. Summaries: final_*.
+Per epoch (step = epochs of this run so far): train_loss, train_accuracy, val_loss_epoch,
+val_accuracy_epoch, val_top5_epoch (of more than five classes), lr. Summaries: final_*. The test
+split has no curve: it is read once.
 A point carries the time at which its stage was made, so writing it again changes nothing; where a
 stage had to be made again, the point that was written first stays.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -113,8 +116,11 @@ class Journal:
         made = int(stage.facts["made_ms"])
         points = []
         for row in stage.epochs:
-            values = {"train_loss": row.train_loss, "val_loss_epoch": row.val_loss, "lr": row.lr}
-            points += [Point(k, v, self._epochs, made) for k, v in values.items()]
+            values = {"train_loss": row.train_loss, "train_accuracy": row.train_accuracy,
+                      "val_loss_epoch": row.val_loss, "val_accuracy_epoch": row.val_accuracy,
+                      "val_top5_epoch": row.val_top5, "lr": row.lr}
+            points += [Point(k, v, self._epochs, made) for k, v in values.items()
+                       if not math.isnan(v)]
             self._epochs += 1
         return points
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from harness.augment import vary
 from harness.distillation import Lesson, Lessons, taught
 from harness.errors import TrainingError
+from harness.labels import IGNORE
 from harness.losses import Mixture, Terms
 from harness.schedules import Schedule
 
@@ -73,19 +74,25 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Score:
-    """What validation says after an epoch: accuracy in [0, 1], mean loss."""
+    """What validation says after an epoch: accuracy in [0, 1], mean loss; top5 may be NaN."""
 
     accuracy: float
     loss: float
+    top5: float = math.nan
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's row: mean training loss, learning rate at its end, validation."""
+    """One epoch's row: mean training loss, learning rate at its end, validation.
+
+    train_accuracy: top-1 of the examples as they went by, or of their pixels, varied and in train
+    mode.
+    """
 
     train_loss: float
     lr: float
     val: Score
+    train_accuracy: float = math.nan
 
 
 def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
@@ -140,14 +147,14 @@ class _Course:
         rows: list[Epoch] = []
         for epoch in range(epochs):
             with observe() if epoch == epochs - 1 else nullcontext():
-                mean = self._epoch(epoch)
+                mean, accuracy = self._epoch(epoch)
             val = validate(self.model.eval())
             for name, value in (("loss", mean), ("validation loss", val.loss)):
                 if not math.isfinite(value):
                     raise TrainingError(f"the {name} is {value} after epoch {epoch + 1} of "
                                         f"{epochs} (learning rate {self.recipe.lr}). Lower the "
                                         "learning rate.")
-            rows.append(Epoch(mean, float(self._schedule.get_last_lr()[0]), val))
+            rows.append(Epoch(mean, float(self._schedule.get_last_lr()[0]), val, accuracy))
             self._rate.see(val.loss)
             on_epoch(epoch + 1, epochs)
             if best.is_over(self.model, rows) or (self.recipe.until == "gap"
@@ -156,11 +163,11 @@ class _Course:
         self.model.eval()
         return best.left(self.model, rows)
 
-    def _epoch(self, epoch: int) -> float:
-        """Mean loss of an epoch's examples."""
+    def _epoch(self, epoch: int) -> tuple[float, float]:
+        """(mean loss, accuracy) of an epoch's examples."""
         self.go()
         loss_of = self._mixture.at(epoch)
-        total = torch.zeros((), device=self._device)
+        total, hits, judged = torch.zeros(3, device=self._device).unbind()
         seen = 0
         left = self._steps - epoch * self._per_epoch
         for inputs, targets in islice(batches(self.examples, self.recipe, self._generator), left):
@@ -177,7 +184,9 @@ class _Course:
             self._schedule.step()
             total += loss.detach() * len(targets)
             seen += len(targets)
-        return float(total) / max(1, seen)
+            hits += (logits.detach().argmax(1) == targets).sum()
+            judged += (targets != IGNORE).sum()
+        return float(total) / max(1, seen), float(hits) / max(1, float(judged))
 
 
 @contextmanager

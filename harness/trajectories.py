@@ -7,6 +7,7 @@ is seeded from its key: the result does not depend on what was in the store, or 
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -70,12 +71,14 @@ Make = Callable[[], Made]
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch of retraining: mean losses, validation accuracy, learning rate (NaN: not known)."""
+    """One epoch of retraining: mean losses, accuracies, learning rate (NaN: not known)."""
 
     train_loss: float
     val_loss: float
     val_accuracy: float
     lr: float
+    train_accuracy: float = math.nan
+    val_top5: float = math.nan
 
 
 class Work(Protocol):

@@ -124,8 +124,8 @@ def test_the_first_cut_comes_when_the_gap_opens_or_at_the_latest_time(
     experiment = opened(adapt__epochs=9, adapt__until="gap")
     rising = iter([9.0, 9.0, 9.0, *[50.0] * 3])
     whole = experiment.baseline
-    monkeypatch.setattr("harness.experiment.Training.evaluate",
-                        lambda *_: (0.5, next(rising)))
+    monkeypatch.setattr("harness.experiment.Training._score",
+                        lambda *_: training.Score(0.5, next(rising)))
     start = experiment.start(experiment.config)
     assert len(start.epochs) == 6
     assert start.key != whole.key

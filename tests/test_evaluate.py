@@ -89,6 +89,20 @@ def test_a_report_of_pixels_counts_those_that_count() -> None:
     assert measured.loss == pytest.approx(found.loss, rel=1e-5)
 
 
+@pytest.mark.rows("R092")
+def test_single_pictures_have_a_mean_iou_with_mean_and_spread() -> None:
+    logits, truth = random(3, 3, 4, 4), torch.randint(0, 3, (3, 4, 4))
+    found = report(nn.Identity(), Examples(logits, truth))
+    wanted = []
+    for answer, mask in zip(logits.argmax(1).numpy(), truth.numpy()):
+        each = [np.sum((answer == c) & (mask == c)) / np.sum((answer == c) | (mask == c))
+                for c in range(3)]
+        wanted.append(np.mean(each))
+    assert list(found.single) == pytest.approx(wanted)
+    assert found.metrics()["miou_of_pictures"] == pytest.approx(np.mean(wanted))
+    assert found.metrics()["miou_of_pictures_std"] == pytest.approx(np.std(wanted))
+
+
 def test_a_split_without_examples_says_so() -> None:
     with pytest.raises(DataError, match="no examples"):
         report(nn.Identity(), Examples(random(0, 3, 4, 4), torch.zeros(0, 4, 4).long()))

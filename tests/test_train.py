@@ -109,6 +109,19 @@ def test_the_gap_ends_a_training_once_it_was_wider_for_three_epochs_in_a_row() -
     assert len(rows) == 9
 
 
+@pytest.mark.rows("R113")
+def test_the_training_accuracy_is_that_of_the_batches_as_they_went_by() -> None:
+    """Without steps of any size the network stays, so it is that of the whole in train mode."""
+    examples, model = data(), net()
+    model[1].momentum = 0.0  # type: ignore[index]
+    (row,) = train(model, examples, Recipe(epochs=1, lr=1e-12, batch_size=20), seed=0,
+                   validate=unscored)
+    with torch.no_grad():
+        answers = model.train()(examples.inputs).argmax(1)
+    assert row.train_accuracy == pytest.approx(
+        float((answers == examples.targets).double().mean()))
+
+
 def test_a_last_batch_of_one_is_left_out() -> None:
     """A batch norm over one value has no statistics."""
     recipe = Recipe(epochs=1, lr=0.1, batch_size=8)

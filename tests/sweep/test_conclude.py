@@ -20,7 +20,8 @@ from sweep.conftest import Whole
 
 STEP = {"val_accuracy", "val_accuracy_cut", "val_loss", "percentage", "macs", "flops",
         "flops_reduction", "params", "filters", "size_mb", "latency_ms"}
-EPOCH = {"train_loss", "val_loss_epoch", "lr"}
+EPOCH = {"train_loss", "train_accuracy", "val_loss_epoch", "val_accuracy_epoch",
+         "val_top5_epoch", "lr"}
 FINAL = {f"final_{name}" for name in (
     "val_accuracy", "macs", "flops", "flops_reduction", "params", "filters", "size_mb",
     "latency_ms")}
