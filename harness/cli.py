@@ -382,6 +382,22 @@ def criteria(config: str | None, sample: int | None, batches: int | None,
         console.say(f"wrote {path}")
 
 
+@cli.command()
+@click.argument("runs", nargs=-1, required=True)
+def compare(runs: Sequence[str]) -> None:
+    """Show runs of MLflow side by side: what came out, and which settings differ.
+
+    RUNS are ids, or their beginnings, or STUDY/NAME, quoted.
+    Example: harness compare "vgg16_budget/baseline" "vgg16_budget/trial 3"
+    """
+    from harness import tracking
+    from harness.compare import side_by_side
+    from harness.console import Console
+
+    found = side_by_side(tracking.written(None, runs))
+    Console().table(found.title, found.columns, found.rows, found.notes)
+
+
 @cli.command("import-adapt")
 @click.argument("file")
 @click.option("--out", callback=_given, metavar="FILE", help="[configs/NAME.yaml]")

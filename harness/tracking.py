@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import numpy
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, LoggedModel, Metric
+    from mlflow.entities import Experiment, LoggedModel, Metric, Run
     from mlflow.models import Model
     from PIL.Image import Image
     from torch import Tensor, nn
@@ -634,6 +634,52 @@ class MemoryTracker:
         if run_id not in self.runs:
             raise TrackingError(f"MLflow could not find the run {run_id}.")
         return self.runs[run_id]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What stands in a run that somebody wrote earlier; metrics: the latest value of each."""
+
+    run_id: str
+    name: str
+    role: str
+    study: str
+    status: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
+    """The runs of these ids (or their beginnings), or STUDY/NAME as in `vgg16_budget/trial 3`.
+
+    A study's name stands for its latest. Raises TrackingError with all that are none, or several.
+    """
+    where = resolve_uri(uri)
+    with _first_contact(where) as client:
+        experiments = [found.experiment_id for found in client.search_experiments()]
+        runs: list[Run] = []
+        token: str | None = None
+        while token is None or token:
+            page = client.search_runs(experiments, max_results=1000, page_token=token)
+            runs += page
+            token = page.token or ""
+    every = [Written(run.info.run_id, str(run.info.run_name), run.data.tags.get("role", ""),
+                     run.data.tags.get("study", ""), str(run.info.status), run.data.params,
+                     run.data.metrics) for run in runs]  # the latest first
+    found = {text: _named(text, every) for text in wanted}
+    wrong = [f"{text!r} is {'no run' if not fit else f'the beginning of {len(fit)} runs'} of "
+             f"{_shown(where)}" for text, fit in found.items() if len(fit) != 1]
+    if wrong:
+        raise TrackingError("; ".join(wrong) + ". Name runs by their id, or as 'STUDY/trial 3'.")
+    return [fit[0] for fit in found.values()]
+
+
+def _named(text: str, every: Sequence[Written]) -> list[Written]:
+    study, _, name = text.rpartition("/")
+    if study:
+        return [run for run in every if run.name == name
+                and study in (run.study, run.study.rpartition("-")[0])][:1]
+    return [run for run in every if text and run.run_id.startswith(text)]
 
 
 @cache

@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
                "console", "models", "data", "engine"}),
     frozenset({"checkpoint", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
-    frozenset({"experiment", "journal"}),
+    frozenset({"compare", "experiment", "journal"}),
     frozenset({"sweep", "data_verb", "sparse_run", "sensitivity_run"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

@@ -1,6 +1,6 @@
 """What of a network's weights is taken over from another, and what of them may learn."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -30,12 +30,25 @@ def take_over(model: nn.Module, source: str, network: str, *, partly: bool) -> t
                          ) from error
     if partly:
         return adopt(model, state)
-    try:
-        model.load_state_dict(state)
-    except Exception as error:
-        raise ModelError(f"model.weights: {source} does not fit: {error}\nmodel.partly: true takes "
-                         "what fits.") from error
+    if wrong := _misfits(model, state):
+        raise ModelError(f"model.weights: {source} does not fit: {wrong}. model.partly: true takes "
+                         "what fits.")
+    model.load_state_dict(state)
     return ()
+
+
+def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """What is missing, too much, or of another shape, in words; '' if all fits."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = {"lacks": own.keys() - given.keys(), "has besides": given.keys() - own.keys(),
+             "has in another shape": {n for n in own.keys() & given.keys() if own[n] != given[n]}}
+    return "; ".join(f"it {what} {_few(sorted(names))}" for what, names in found.items() if names)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def digest_of(source: str | None, network: str) -> str | None:

@@ -1,0 +1,37 @@
+"""Runs side by side: what came out, and which settings differ."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from harness.analysis.costs import Sheet
+from harness.console import count, percent
+from harness.tracking import Written
+
+# Metric -> title, and how it is shown.
+MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "final_val_accuracy": ("accuracy (validation)", percent),
+    "final_test_accuracy": ("accuracy (test)", percent),
+    "final_flops": ("FLOPs per picture", count),
+    "final_flops_reduction": ("FLOPs removed", percent),
+    "final_params": ("parameters", count),
+    "final_filters": ("filters", count),
+    "final_size_mb": ("size in memory, MB", lambda value: f"{value:.2f}"),
+    "final_latency_ms": ("latency of one picture, ms", lambda value: f"{value:.2f}"),
+}
+
+
+def side_by_side(runs: Sequence[Written]) -> Sheet:
+    """One column a run; measures that no run has are left out."""
+    rows = [["study", *(run.study for run in runs)], ["status", *(run.status for run in runs)]]
+    for metric, (title, show) in MEASURES.items():
+        found = [run.metrics.get(metric) for run in runs]
+        if any(value is not None for value in found):
+            rows.append([title, *("-" if value is None else str(show(value)) for value in found)])
+    keys = sorted({key for run in runs for key in run.params})
+    for key in keys:
+        values = [run.params.get(key, "-") for run in runs]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    notes = ["settings are those in which the runs differ; a run that FAILED has the metrics of as "
+             "far as it came"]
+    return Sheet("runs side by side", ["", *(f"{run.name} ({run.run_id[:8]})" for run in runs)],
+                 rows, notes)
