@@ -1,9 +1,11 @@
 """One trajectory by itself, tracked like a trial."""
 
+import json
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from harness import train as training
 from harness.console import QuietScreen
@@ -74,3 +76,46 @@ def test_floors_that_stop_it_are_named(tmp_path: Path) -> None:
     assert "layer_min" in single.reason
     assert single.rows[-1][-2] == "18"
     assert tracked.status == "FINISHED"
+
+
+@pytest.mark.rows("R070", "R083")
+def test_a_network_from_a_file_is_pruned_without_any_training(tmp_path: Path) -> None:
+    """Its weights are those of the file that are left; what is told is counted by hand."""
+    torch.manual_seed(5)
+    given = tiny.net()
+    torch.save(given.state_dict(), tmp_path / "net.pt")
+    tracker = MemoryTracker()
+    _, tracked = run(tmp_path, tracker, model__weights=str(tmp_path / "net.pt"),
+                     baseline__epochs=0, retrain__epochs=0, finetune__epochs=0,
+                     prune__percentage=50, prune__filters_per_step=36, prune__criterion="l1")
+    (model,) = tracker.models.values()
+    pruned, whole = model.module.state_dict(), given.state_dict()
+    kept = json.loads(tracked.files["plan.json"])["1"]["kept"]
+    assert torch.equal(pruned["3.weight"], whole["3.weight"][kept["3"]][:, kept["0"]])
+    assert torch.equal(pruned["12.weight"], whole["12.weight"][:, kept["7"]])
+    assert [value for _, value in tracked.curve("percentage")] == [0, 50]
+    assert tracked.curve("train_loss") == []
+    for (_, told), network in zip(tracked.curve("size_mb"), (given, model.module), strict=True):
+        sizes = [t.numel() * t.element_size() for t in network.state_dict().values()]
+        assert told == pytest.approx(sum(sizes) / 1e6)
+    test = tiny.digits(size=8, val=0.2, test=0.2, seed=0).read_test()
+    with torch.no_grad():
+        right = model.module.eval()(test.inputs).argmax(1) == test.targets
+    assert tracked.curve("final_test_accuracy") == [(0, pytest.approx(float(right.float().mean())))]
+
+
+@pytest.mark.rows("R121")
+def test_what_failed_is_marked_and_can_be_run_again(tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, train = MemoryTracker(), training.train
+
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(training, "train", fail)
+    with pytest.raises(TrainingError):
+        run(tmp_path, tracker)
+    monkeypatch.setattr(training, "train", train)
+    run(tmp_path, tracker)
+    assert [r.status for r in tracker.runs.values()] == ["FAILED", "FINISHED"]
+    assert len({r.study for r in tracker.runs.values()}) == 1
