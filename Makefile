@@ -1,5 +1,5 @@
 # The same words for people and for CI.
-.PHONY: install check test smoke networks bench
+.PHONY: install check test smoke networks bench pins
 
 install:
 	pip install -e '.[test]'
@@ -23,3 +23,9 @@ networks:
 bench:
 	pip install -e '.[bench]'
 	python -m benchmarks.bench_engine
+
+# The versions of the active environment, in which all tests have passed: constraints.txt.
+pins:
+	pip install -q -e '.[test,bench]'
+	(sed '/^#/!d' constraints.txt; pip freeze --exclude-editable | grep ==) > constraints.new
+	mv constraints.new constraints.txt

@@ -285,6 +285,8 @@ class Prune(Section):
     """Check every cut against the silenced network."""
     fold: bool = False
     """Put what constant channels that go gave their readers into the readers' biases, if exact."""
+    renew: list[str] = []
+    """Modules whose weights begin anew after every cut (as seed 003 did with its classifier)."""
     norm_batches: Natural = 0
     """Ranking batches on which batch norms are measured afresh after a cut, before it is judged."""
     floors: Floors = Floors()

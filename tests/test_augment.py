@@ -35,6 +35,7 @@ def test_shift_moves_pictures_by_whole_pixels_and_fills_with_zeros() -> None:
     assert sorted(set(columns.tolist())) == [-2, -1, 0, 1, 2]
 
 
+@pytest.mark.rows("R007")
 def test_flip_mirrors_about_half_of_the_pictures_left_to_right() -> None:
     pictures = torch.randn(200, 2, 6, 5, generator=seeded())
     found, _ = flip(pictures, torch.arange(200), seeded())
@@ -44,6 +45,7 @@ def test_flip_mirrors_about_half_of_the_pictures_left_to_right() -> None:
     assert 70 < sum(mirrored) < 130
 
 
+@pytest.mark.rows("R007")
 def test_crop_shows_a_part_of_every_picture_in_its_whole_size() -> None:
     """A picture whose pixels tell their place: what is seen is a connected part of it."""
     ramp = torch.arange(32.0).expand(50, 1, 32, 32)
@@ -56,6 +58,7 @@ def test_crop_shows_a_part_of_every_picture_in_its_whole_size() -> None:
     assert (found.diff(dim=3) >= 0).all()
 
 
+@pytest.mark.rows("R007")
 def test_rotate_turns_about_the_middle_by_up_to_45_degrees() -> None:
     right = torch.zeros(50, 1, 33, 33)
     right[:, 0, 15:18, 27:30] = 1.0  # 12 pixels to the right of the middle

@@ -359,6 +359,7 @@ KEYS = ["prune.floors.layer_min.features.0", "prune.floors.min_channels", "prune
         "retrain.label_smoothing", "finetune.epochs", "prune.ranking_examples"]
 
 
+@pytest.mark.rows("R104")
 @pytest.mark.parametrize("key", KEYS)
 def test_every_number_that_leaves_the_baseline_alone_can_be_searched(desk: Path, key: str) -> None:
     """Its settings are those of the run, wherever in it the key is."""

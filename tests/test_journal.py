@@ -105,6 +105,7 @@ def test_the_certificate_of_every_cut_is_written_down() -> None:
         assert certificate["difference"] <= certificate["tolerance"]
 
 
+@pytest.mark.rows("R118", "R139")
 def test_the_ledger_of_every_step_is_written_down() -> None:
     """36 filters, 9 a step, to 60 %: asked and reached add up, and groups tell what they keep."""
     trial, _, run = walked(Experiment(tiny.run(), NoStore()))
@@ -117,6 +118,7 @@ def test_the_ledger_of_every_step_is_written_down() -> None:
     assert [round(told[n]["asked"]["filters"], 6) for n in told] == [0.25, 0.5, 0.6]
 
 
+@pytest.mark.rows("R076")
 def test_shares_are_of_the_whole_network() -> None:
     trial, _, run = walked(Experiment(tiny.run(), NoStore()))
     assert run.curve("flops_reduction")[0] == (0, 0.0)
@@ -182,6 +184,7 @@ def test_what_went_of_every_layer_and_block_is_written_down_at_every_step() -> N
         3, "layer", "12"][1] > 0
 
 
+@pytest.mark.rows("R114")
 def test_blocks_are_nodes_of_the_tree_and_no_prefixes_of_letters() -> None:
     """By hand: 'up1' holds the first two layers, 'up10' the third."""
     def cost(*params: int) -> Cost:

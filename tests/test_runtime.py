@@ -28,6 +28,7 @@ from harness.tracking import MemoryTracker
 CPU = torch.device("cpu")
 
 
+@pytest.mark.rows("R014")
 def test_without_a_card_auto_is_the_cpu_and_a_card_is_refused(
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -36,6 +37,7 @@ def test_without_a_card_auto_is_the_cpu_and_a_card_is_refused(
         device_of("cuda:0")
 
 
+@pytest.mark.rows("R014")
 def test_with_two_cards_auto_is_the_first_and_a_third_is_refused(
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -64,6 +66,7 @@ def test_randomness_outside_is_as_if_nothing_had_been_seeded() -> None:
         assert torch.equal(torch.rand(4), inside)
 
 
+@pytest.mark.rows("R014")
 def test_threads_are_as_asked_and_algorithms_deterministic() -> None:
     settle(2)
     assert torch.get_num_threads() == 2

@@ -26,6 +26,7 @@ def step() -> tuple[Graph, Ledger]:
                          bound={"2.0": "layer_min: 2.0 keeps 1 of its channels"})
 
 
+@pytest.mark.rows("R118")
 def test_a_step_by_hand() -> None:
     _, found = step()
     first, second = found.groups
@@ -52,6 +53,7 @@ def test_it_goes_to_json_and_back() -> None:
         "name": "3.2", "kind": "output", "reason": "output of the network", "layers": ["3.2"]}
 
 
+@pytest.mark.rows("R041")
 def test_a_person_reads_it() -> None:
     """All groups, what they keep and why no more, through the console as it is."""
     _, found = step()

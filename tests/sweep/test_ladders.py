@@ -48,7 +48,7 @@ def widths(run: MemoryRun) -> list[int]:
     return [row[2] for row in rows if row[0] == rows[-1][0]]
 
 
-@pytest.mark.rows("R100")
+@pytest.mark.rows("R031", "R036", "R100")
 def test_a_ladder_of_filters_a_step_as_numbers_and_as_shares(tmp_path: Path) -> None:
     """To 60 % of 36 filters: 22 go, whatever the steps; the last one is smaller."""
     for each, run in climbed(tmp_path / "n", "prune.filters_per_step", [4, 8, 36]):

@@ -19,6 +19,7 @@ def run(home: Path, tracker: MemoryTracker, **changes: object) -> tuple[Single, 
     return single, list(tracker.runs.values())[-1]
 
 
+@pytest.mark.rows("R064", "R118", "R131")
 def test_a_run_is_its_steps_then_its_fine_tune(tmp_path: Path) -> None:
     """36 filters, 9 a step, 60 %: 36, 27, 18 and 14 are left."""
     tracker = MemoryTracker()
@@ -43,6 +44,7 @@ def test_without_a_fine_tune_the_last_step_is_the_end(tmp_path: Path) -> None:
     assert [step for step, _ in tracked.curve("train_loss")] == [0, 1, 2], "the epochs of 3 steps"
 
 
+@pytest.mark.rows("R121")
 def test_run_again_it_finds_everything_and_says_the_same(tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = run(tmp_path, MemoryTracker())
@@ -69,6 +71,7 @@ def test_what_stops_it_stands_in_its_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tracker.runs.values())[-1].status == "KILLED"
 
 
+@pytest.mark.rows("R051")
 def test_floors_that_stop_it_are_named(tmp_path: Path) -> None:
     single, tracked = run(tmp_path, MemoryTracker(), prune__percentage=95,
                           prune__floors__layer_min=0.5)
