@@ -125,7 +125,7 @@ Dimension = Annotated[
     Annotated[Ladder, Tag(LADDER)]
     | Annotated[dict[str, Any], BeforeValidator(_range), Tag(RANGE)],
     Discriminator(lambda value: LADDER if isinstance(value, list) else RANGE)]
-Augmentation = Literal["none", "shift", "flip", "crop", "rotate"]
+Augmentation = Literal["none", "shift", "flip", "crop", "rotate", "blur", "lines"]
 Augmentations = Annotated[
     Annotated[Augmentation, Tag(ONE)] | Annotated[list[Augmentation], Tag(IN_ORDER)],
     Discriminator(lambda value: IN_ORDER if isinstance(value, list) else ONE)]

@@ -17,7 +17,7 @@ ROWS = tuple(f"R{number:03}" for number in range(1, 142))
 # Row -> what is missing. Empty when all is done; until then exactly these are shown by nothing.
 OPEN: Mapping[str, str] = {
     "R006": "a setting that freezes, and unfreezes before the first cut",
-    "R012": "edge weights and distance maps; gamma, CLAHE, blurring and lines",
+    "R012": "edge weights and distance maps",
     "R067": "training on before the first cut",
     "R068": "cutting by the gap between the losses",
     "R069": "a pruned network from new weights as a run",
