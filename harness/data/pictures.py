@@ -80,7 +80,8 @@ class Drawn:
                 raise DataError(f"{file} is {_by(picture.shape[1:])} pixels; clahe needs "
                                 f"{2 * TILES} x {2 * TILES}")
             picture = equalized(picture, self.clahe)
-        return tv_tensors.Image(picture)
+        typed: Tensor = tv_tensors.Image(picture)
+        return typed
 
     def transform(self, picture: Sequence[int]) -> Callable[..., Any]:
         """What brings pictures, and masks with them, of (height, width) to size."""
