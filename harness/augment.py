@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from harness.labels import IGNORE
+
 Pair = tuple[Tensor, Tensor]
 Way = Callable[[Tensor, Tensor, torch.Generator], Pair]
-IGNORE: int = nn.CrossEntropyLoss().ignore_index  # PyTorch's losses pass over it by default
 
 
 def vary(names: str | Sequence[str], inputs: Tensor, targets: Tensor,
@@ -114,7 +116,7 @@ def _some(count: int, generator: torch.Generator) -> list[int]:
 
 def _window(maps: Tensor, rows: Tensor, columns: Tensor, most: int, outside: int) -> Tensor:
     """Each picture's rows and columns, counted from `most` pixels before its corner."""
-    padded = nn.functional.pad(maps, [most] * 4, value=outside)
+    padded = pad(maps, [most] * 4, value=outside)
     picture = torch.arange(len(maps), device=maps.device)
     channel = torch.arange(maps.shape[1], device=maps.device)
     return padded[picture[:, None, None, None], channel[None, :, None, None],

@@ -19,7 +19,8 @@ from harness.dimensions import Dimension, Ladder, dimension
 from harness.errors import ConfigError, unknown
 from harness.plugins import is_reference
 from harness.settings import (
-    SCRATCH,
+    AGNOSTIC,
+    NO_CRITERIA,
     SHORT,
     Mistake,
     RunConfig,
@@ -44,7 +45,9 @@ __all__ = ["SHORT", "Known", "Mistake", "RunConfig", "Study", "StudyConfig", "Tr
            "tell", "to_yaml", "usual_run"]
 
 Tree = dict[str, Any]
-SEARCHABLE = ("prune", "retrain", "finetune")  # the rest makes the baseline, which trials share
+# The rest makes the baseline, which trials share.
+SEARCHABLE = ("prune", "retrain", "finetune", "adapt", "distill")
+JUDGED_BY = "adapt.classes"
 LISTING = ("grid", "brute")  # samplers that try all settings
 OF_A_STUDY = ("kind", "budget", "constraints", "tolerance", "search", "stopper", "space", "trials",
               "hours", "sampler", "enqueue", "controls", "replicates")
@@ -166,7 +169,14 @@ def every_file() -> list[str]:
 
 
 def control_of(base: RunConfig, criterion: str, settings: Mapping[str, Any]) -> RunConfig:
-    """The run with these settings by another criterion; options belong to the one they name."""
+    """The run with these settings by another criterion; options belong to the one they name.
+
+    Or data-agnostic: on all classes, cut at once, with as many epochs in all.
+    """
+    if criterion == AGNOSTIC:
+        run = apply(base, settings)
+        return apply(run, {"adapt.train_on": "all", "adapt.epochs": 0, "adapt.until": "epochs",
+                           "finetune.epochs": run.finetune.epochs + run.adapt.epochs})
     kept = {k: v for k, v in settings.items() if not k.startswith("prune.criterion")}
     return apply(base, {**kept, "prune.criterion_options": {}, "prune.criterion": criterion})
 
@@ -289,7 +299,7 @@ def _unknown_names(tree: Tree, known: Known) -> list[Mistake]:
     named = [(key, value_at(tree, key), kind, table) for key, kind, table in wanted]
     for where, part in _parts(tree).items():
         controls = part.get("controls")
-        named += [(f"{where}controls.{place}", name, "control", known.criteria | {SCRATCH})
+        named += [(f"{where}controls.{place}", name, "control", known.criteria | NO_CRITERIA)
                   for place, name in enumerate(controls if isinstance(controls, list) else [])]
     return [Mistake(key, unknown(kind, name, table)) for key, name, kind, table in named
             if isinstance(name, str) and not _stands_for_itself(kind, name) and name not in table]
@@ -366,6 +376,9 @@ def _wrong_dimension(key: str, given: Any, base: Tree, known: Known) -> list[str
     if key.partition(".")[0] not in SEARCHABLE:
         return [f"cannot be searched, for all trials share one baseline. Under space stand keys of "
                 f"{', '.join(SEARCHABLE)}; others go under set."]
+    if key == JUDGED_BY:
+        return ["cannot be searched: accuracies on different classes cannot be compared. Make a "
+                "study for each, with --set."]
     found = _dimension(given)
     return list(dict.fromkeys(m.text for value in (found.outermost if found else ())
                               for m in _set(RunConfig, base, {key: value}, known)[1]))

@@ -1,18 +1,28 @@
-"""Measured, never counted: accuracy and loss on a split, latency on this machine."""
+"""Measured, never counted: accuracy and loss on a split, latency on this machine.
+
+Shapes: N examples, K classes, (H, W) pixels. A pixel whose target is IGNORE counts for nothing.
+"""
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+)
+
+from harness.errors import DataError
+from harness.labels import IGNORE
 
 
 class Examples(Protocol):
-    """Inputs (N, C, H, W) and targets (N,), on the device."""
+    """Inputs (N, C, H, W) and targets (N,) or (N, H, W), on the device."""
 
     @property
     def inputs(self) -> Tensor: ...
@@ -22,10 +32,36 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """accuracy: top-1 in [0, 1]; loss: mean cross-entropy."""
+    """accuracy: what networks are chosen by, in [0, 1]: top-1; where pixels have classes,
+    `mean_iou`. loss: mean cross-entropy."""
 
     accuracy: float
     loss: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is told of a network on a split; shares in [0, 1].
+
+    top1, top5: of pictures, or of pixels; top5 is None with five classes or fewer. mean_iou: of
+    pixels alone, else None. by_class: label -> recall, or of pixels IoU; NaN if it never occurs.
+    """
+
+    top1: float
+    top5: float | None
+    loss: float
+    mean_iou: float | None
+    by_class: Mapping[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """What networks are chosen by."""
+        return self.top1 if self.mean_iou is None else self.mean_iou
+
+    def metrics(self) -> dict[str, float]:
+        """By name, without those that are not defined."""
+        named = {"top1": self.top1, "top5": self.top5, "loss": self.loss, "miou": self.mean_iou}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -38,17 +74,79 @@ class Latency:
 
 
 def evaluate(model: nn.Module, examples: Examples, *, batch_size: int = 256) -> Measured:
-    """Top-1 accuracy and mean cross-entropy in eval mode; every module's mode stays as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with torch.inference_mode():
+    """In eval mode; every module's mode stays as it was."""
+    if examples.targets.dim() > 1:
+        found = report(model, examples, batch_size=batch_size)
+        return Measured(found.accuracy, found.loss)
+    with _judging(model):
         logits = torch.cat([model(part) for part in examples.inputs.split(batch_size)]).float()
         loss = nn.functional.cross_entropy(logits, examples.targets)
         accuracy = multiclass_accuracy(logits, examples.targets, num_classes=logits.shape[1],
                                        average="micro")
-    for module, was_training in modes:
-        module.training = was_training
     return Measured(float(accuracy), float(loss))
+
+
+def report(model: nn.Module, examples: Examples, labels: Sequence[str] = (), *,
+           batch_size: int = 256) -> Report:
+    """The whole report of a split; nothing is kept of it but counts, whatever its size.
+
+    labels: of the classes; without them they are numbered.
+    """
+    if not len(examples.targets):
+        raise DataError("there are no examples to judge the network by.")
+    counts: list[Tensor] = []
+    loss = torch.zeros((), device=examples.targets.device, dtype=torch.float64)
+    among = torch.zeros((), device=examples.targets.device, dtype=torch.long)
+    of_pixels = examples.targets.dim() > 1
+    size = max(1, batch_size // 8) if of_pixels else batch_size
+    with _judging(model):
+        for inputs, targets in zip(examples.inputs.split(size), examples.targets.split(size)):
+            logits = model(inputs).float()
+            classes = logits.shape[1]
+            loss += nn.functional.cross_entropy(logits, targets, reduction="sum").double()
+            counts.append(multiclass_confusion_matrix(
+                logits.argmax(1), targets, num_classes=classes, ignore_index=IGNORE))
+            best = logits.topk(min(5, classes), dim=1).indices
+            among += (best == targets.unsqueeze(1)).any(1).sum()
+    confusion = torch.stack(counts).sum(0)
+    hits, every = confusion.diag().double(), confusion.sum().clamp_min(1)
+    per_class = ious(confusion) if of_pixels else hits / confusion.sum(1)
+    names = labels or [str(number) for number in range(len(hits))]
+    return Report(
+        float(hits.sum() / every), float(among / every) if len(hits) > 5 else None,
+        float(loss / every), mean_iou(confusion) if of_pixels else None,
+        dict(zip(names, per_class.tolist(), strict=True)))
+
+
+def ious(confusion: Tensor) -> Tensor:
+    """(K,) intersection over union, TP / (row + column - TP), of (K, K) counts of truth x answer.
+
+    NaN for a class that neither truth nor answers have.
+    """
+    counts = confusion.double()
+    both = counts.diag()
+    return both / (counts.sum(0) + counts.sum(1) - both)
+
+
+def mean_iou(confusion: Tensor) -> float:
+    """Mean IoU of the classes that occur; of two classes that of the second, the thing sought."""
+    found = ious(confusion)
+    if len(found) == 2:
+        return float(found[1].nan_to_num(0.0))
+    return float(found.nanmean().nan_to_num(0.0))
+
+
+@contextmanager
+def _judging(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; then every module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def latencies(models: Mapping[str, nn.Module], inputs: Tensor, *, rounds: int = 20,

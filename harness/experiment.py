@@ -8,7 +8,8 @@ import copy
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain, islice, product
 from pathlib import Path as FilePath
@@ -25,6 +26,7 @@ from harness.checkpoint import load_pruned
 from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
 from harness.data import DATASETS, Data, load, sides
 from harness.dimensions import dimension
+from harness.distillation import Lessons
 from harness.engine.cost import Cost
 from harness.engine.criteria import CRITERIA, Criterion, criterion_of
 from harness.engine.evidence import Batch, Evidence
@@ -42,10 +44,12 @@ from harness.errors import (
     UnknownName,
 )
 from harness.evaluate import evaluate, latencies
+from harness.losses import Mixture, Terms
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
-from harness.settings import SCRATCH
+from harness.settings import AGNOSTIC, NO_CRITERIA
+from harness.settings import Training as TrainingSection
 from harness.store import FolderStore, Hold, Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
 
@@ -83,45 +87,63 @@ class Trial:
     @property
     def stages(self) -> list[Stage]:
         """Every stage that this trial trained or found trained, once; not the baseline."""
-        found = [s.stage for s in self.steps if s.number]
+        found = [s.stage for s in self.steps if s.number or s.stage.facts.get("is_prepared")]
         found += [stage for number, stage in self.finals.items() if number]
         return list({stage.key: stage for stage in found}.values())
 
 
 @dataclass
 class Training:
-    """The configured training as `Work`: what a trajectory asks for."""
+    """The configured training as `Work`: what a trajectory asks for.
+
+    judged_by: whose validation split says what a network is worth, if not the data's own.
+    teacher: gives the network that lessons come from, where it runs.
+    """
 
     config: RunConfig
     data: Data
     watcher: Watcher | None = None
+    judged_by: Data | None = None
+    teacher: Callable[[], nn.Module] | None = None
     identity: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        terms = asdict(terms_of(self.config)) if terms_of(self.config) != training.PLAIN else None
         self.identity = {
-            "retrain": training.facts(recipe_of(self.config.retrain)),
+            "retrain": self.facts(recipe_of(self.config, "retrain")),
             "ranking": {"examples": self.config.prune.ranking_examples,
                         "data": self.config.prune.ranking_data,
-                        "batch_size": self.config.retrain.batch_size}}
+                        "batch_size": self.config.retrain.batch_size,
+                        **({"loss": terms} if terms else {}), **self._whose()}}
+
+    def facts(self, recipe: training.Recipe) -> dict[str, Any]:
+        """What a stage is known by that this recipe trains here."""
+        return training.facts(recipe) | self._whose()
+
+    def _whose(self) -> dict[str, Any]:
+        """Whose examples are trained on and judged by, where that is not all of them."""
+        if self.judged_by is None:
+            return {}
+        return {"trained_on": self.data.fingerprint, "judged_by": self.judged_by.fingerprint}
 
     def retrain(self, model: nn.Module, seed: int, observe: Observe) -> list[EpochRow]:
-        return self.fit(model, recipe_of(self.config.retrain), seed, observe)
+        return self.fit(model, recipe_of(self.config, "retrain"), seed, observe)
 
     def fit(self, model: nn.Module, recipe: training.Recipe, seed: int,
             observe: Observe | None = None) -> list[EpochRow]:
         """Train in place on the training split; validation after every epoch."""
         watcher = self.watcher
-        extra = {"observe": observe} if observe else {}
+        teacher = self.teacher() if self.teacher and recipe.lessons.are_given else None
         with seeded(seed):
             rows = training.train(
                 model, self.data.train, recipe, seed=seed, autocast=self.config.autocast,
                 validate=lambda m: training.Score(*self.evaluate(m)),
                 on_epoch=(lambda done, total: watcher.epoch(done, total)) if watcher
-                else (lambda done, total: None), **extra)
+                else (lambda done, total: None), observe=observe or nullcontext, teacher=teacher)
         return [EpochRow(r.train_loss, r.val.loss, r.val.accuracy, r.lr) for r in rows]
 
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        measured = evaluate(model, self.data.val)
+        measured = evaluate(model, (self.judged_by or self.data).val)
         return measured.accuracy, measured.loss
 
     def batches(self) -> Iterator[Batch]:
@@ -147,12 +169,14 @@ class Experiment:
         self.device = device_of(config.device)
         settle(config.threads)
         data = load_data(config)
+        _check_loss(config, data)
         self.data = data.to(self.device)
+        self.chosen = self.data.only(config.adapt.classes) if config.adapt.classes else self.data
         self._root = {
             "kind": "baseline", "data": data.fingerprint, "model": config.model.model_dump(),
             "weights": _digest_of_file(config.model.weights),
             "source": _digest_of_source(config.model.name),
-            "train": training.facts(recipe_of(config.baseline)), "seed": config.seed,
+            "train": training.facts(recipe_of(config, "baseline")), "seed": config.seed,
             "replicate": config.replicate, "memory_format": config.memory_format,
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
         self.template = network(config, data)
@@ -165,14 +189,43 @@ class Experiment:
         self._settings.check(self._lab.graph)
 
     @cached_property
-    def baseline(self) -> Stage:
-        """The whole network, trained; found in the store if it was trained before."""
+    def trained(self) -> Stage:
+        """The whole network, trained on all; found in the store if it was trained before."""
         key = key_of(self._root)
-        recipe = recipe_of(self.config.baseline)
+        recipe = recipe_of(self.config, "baseline")
         work = Training(self.config, self.data, self.watcher)
         if self.watcher:
             self.watcher.step(0, "baseline", 0.0)
         return self._lab.first(key, lambda model: work.fit(model, recipe, seed_of(key)))
+
+    @cached_property
+    def baseline(self) -> Stage:
+        """The same, judged by the classes that it is to be pruned for."""
+        if not self.config.adapt.classes:
+            return self.trained
+        return self.lab(self.config).judged(self.trained, self.chosen.fingerprint)
+
+    def start(self, config: RunConfig) -> Stage:
+        """Where pruning begins: the baseline, trained on as `adapt` says."""
+        if not config.adapt.epochs:
+            return self.baseline
+        recipe = replace(recipe_of(config, "retrain"), epochs=config.adapt.epochs, updates=None,
+                         until=config.adapt.until)
+        work = self._work(config)
+        if self.watcher:
+            self.watcher.step(0, "train before the first cut", 0.0)
+        return self.lab(config).prepared(self.baseline, work.facts(recipe),
+                                         lambda model, seed: work.fit(model, recipe, seed))
+
+    def _work(self, config: RunConfig) -> Training:
+        """Training as a trial has it, after the baseline."""
+        if not config.adapt.classes:
+            return Training(config, self.data, self.watcher, teacher=self._teacher)
+        data = self.data if config.adapt.train_on == "all" else self.chosen
+        return Training(config, data, self.watcher, self.chosen, self._teacher)
+
+    def _teacher(self) -> nn.Module:
+        return self._lab.model(self.trained)
 
     @property
     def whole(self) -> Cost:
@@ -201,7 +254,7 @@ class Experiment:
         settings = settings_of(config, macs)
         steps: list[Step] = []
         end: Path | None = None
-        for event in walk(lab, self.baseline, settings, self.watcher):
+        for event in walk(lab, self.start(config), settings, self.watcher):
             if isinstance(event, Path):
                 end = event
                 break
@@ -223,11 +276,11 @@ class Experiment:
 
     def scratch(self, twin: Stage, epochs: int) -> Trial:
         """A control: the twin's widths with new weights, trained as the baseline for so long."""
-        recipe = replace(recipe_of(self.config.baseline), epochs=epochs, updates=None)
-        work = Training(self.config, self.data, self.watcher)
+        recipe = replace(recipe_of(self.config, "baseline"), epochs=epochs, updates=None)
+        work = self._work(self.config)
         if self.watcher:
             self.watcher.step(1, "from scratch", 0.0)
-        stage = self._lab.newborn(twin, training.facts(recipe), key_of(self._root),
+        stage = self.lab(self.config).newborn(twin, work.facts(recipe), key_of(self._root),
                                   lambda model, seed: work.fit(model, recipe, seed))
         cost = self._lab.graph.cost(stage.plan)
         percentage = 100 * (1 - cost.filters / self.whole.filters)
@@ -252,26 +305,31 @@ class Experiment:
 
     def lab(self, config: RunConfig) -> Lab:
         """The shared network and store, with a trial's own way of retraining."""
-        work = Training(config, self.data, self.watcher)
-        return Lab(self.template, self._lab.example, work, store=self.store, place=self.place,
-                   graph=self._lab.graph, latency_file=self._latency_file)
+        return Lab(self.template, self._lab.example, self._work(config), store=self.store,
+                   place=self.place, graph=self._lab.graph, latency_file=self._latency_file,
+                   loss=Mixture(terms_of(config)).at(0))
 
     def finetune(self, lab: Lab, config: RunConfig, step: Step) -> Stage:
         """The leaf stage behind a step; without fine-tune epochs it is the step itself."""
         if not self.epochs_of(config.finetune) or not step.number:
             return step.stage
-        recipe = recipe_of(config.finetune)
-        work = Training(config, self.data, self.watcher)
+        recipe = recipe_of(config, "finetune")
+        work = self._work(config)
+
+        def fit(model: nn.Module, seed: int) -> list[EpochRow]:
+            return work.fit(model, recipe, seed)
+
         try:
-            return lab.leaf(step.stage, training.facts(recipe),
-                            lambda model, seed: work.fit(model, recipe, seed))
+            if config.finetune.weights == "new":
+                return lab.newborn(step.stage, work.facts(recipe), key_of(self._root), fit)
+            return lab.leaf(step.stage, work.facts(recipe), fit)
         except TrainingError as error:
             raise TrainingError(f"final fine-tune of step {step.number}: {error}") from error
 
     def compare_criteria(self, *, num_channels: int, num_batches: int | None = None) -> Comparison:
         """All criteria on the baseline, over the first batches of the training split."""
         criteria = {**CRITERIA, self.config.prune.criterion: criterion_of(self._settings.criterion)}
-        data = islice(Training(self.config, self.data).batches(), num_batches)
+        data = islice(self._work(self.config).batches(), num_batches)
         stage = self.baseline
         return compare(self.model(stage), self._lab.graph, stage.plan, data,
                        nn.functional.cross_entropy, criteria, num_channels=num_channels,
@@ -287,7 +345,7 @@ class Experiment:
 
     def test_accuracy(self, stage: Stage) -> float:
         """Accuracy on the test split: for the report, never for a choice."""
-        return evaluate(self.model(stage), self.data.read_test()).accuracy
+        return evaluate(self.model(stage), self.chosen.read_test()).accuracy
 
 
 def stages(home: FilePath, hold: Hold | None = None,
@@ -382,7 +440,7 @@ def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
         certify=prune.certify, seed=config.seed, flops_penalty=prune.flops_penalty,
         settle_batches=prune.settle_batches, ranking_mode=prune.ranking_mode, fold=prune.fold,
         renew=prune.renew,
-        norm_batches=prune.norm_batches)
+        norm_batches=prune.norm_batches, retrain_last=config.retrain.after_last)
 
 
 def check_pruning(config: RunConfig | Study) -> None:
@@ -394,7 +452,7 @@ def check_pruning(config: RunConfig | Study) -> None:
     """
     if isinstance(config, Study):
         runs, place = list(_variants(config)), f"the study {config.config.name}"
-        found = _idle_percentages(config)
+        found = _idle_percentages(config) + _idle_agnostic(config)
     else:
         runs, place, found = [config], f"the run {config.name}", []
     found += [m for run in runs for m in _wrong_criterion(run)]
@@ -418,6 +476,15 @@ def _idle_percentages(study: Study) -> list[Mistake]:
                                     "effect: leave the ratios, or vary prune.ratios.NAME")]
 
 
+def _idle_agnostic(study: Study) -> list[Mistake]:
+    """A control for all classes beside trials that are for all anyway."""
+    is_asked = AGNOSTIC in study.config.controls
+    if not is_asked or (study.base.adapt.classes and study.base.adapt.train_on == "chosen"):
+        return []
+    return [Mistake("controls", f"{AGNOSTIC} is compared with pruning for some of the classes: "
+                                "give adapt.classes under set, with adapt.train_on: chosen")]
+
+
 def _variants(study: Study) -> Iterator[RunConfig]:
     """A study's run with every criterion and option that will be tried, and every key once or more.
 
@@ -429,7 +496,7 @@ def _variants(study: Study) -> Iterator[RunConfig]:
     for values in product(*tried.values()):
         yield apply(study.base, dict(zip(tried, values)))
     for name in study.config.controls:
-        if name != SCRATCH:
+        if name not in NO_CRITERIA:
             yield control_of(study.base, name, {})
 
 
@@ -453,12 +520,18 @@ def _wrong_modules(config: RunConfig, model: nn.Module) -> list[Mistake]:
     tensors = chain(model.named_parameters(remove_duplicate=False),
                     model.named_buffers(remove_duplicate=False))
     modules = modules_of(name for name, _ in tensors)
+    named = {n for n, _ in model.named_modules() if n}
     told = [*unknown_in_floors(modules, _floors(config)),
             *unknown_modules("only_follow", modules, prune.only_follow),
             *unknown_modules("renew", modules, prune.renew),
             *unknown_modules("ratios", modules, prune.ratios),
-            *unknown_modules("ignore", {n for n, _ in model.named_modules() if n}, prune.ignore)]
-    return [Mistake(f"prune.{key}", text) for key, _, text in (t.partition(": ") for t in told)]
+            *unknown_modules("ignore", named, prune.ignore)]
+    others = [*(f"{name}.{told}" for name in ("baseline", "retrain", "finetune")
+                for told in unknown_modules("freeze", named, getattr(config, name).freeze)),
+              *(f"distill.{told}"
+                for told in unknown_modules("layers", named, config.distill.layers))]
+    return [Mistake(key, text) for key, _, text in (
+        t.partition(": ") for t in (*(f"prune.{t}" for t in told), *others))]
 
 
 def _stand_in(config: RunConfig) -> nn.Module:
@@ -493,11 +566,30 @@ def _own_criterion(name: str, options: Mapping[str, Any]) -> Criterion:
     return replace(criterion, score=told)
 
 
-def recipe_of(section: Any) -> training.Recipe:
-    """A training section of a configuration as the loop takes it."""
-    given = section.model_dump()
-    milestones = tuple((epoch, rate) for epoch, rate in given["milestones"])
-    return training.Recipe(**{**given, "milestones": milestones})
+def recipe_of(config: RunConfig, name: str) -> training.Recipe:
+    """A training section as the loop takes it; all but the baseline's has lessons."""
+    section: TrainingSection = getattr(config, name)
+    given = {key: getattr(section, key) for key in TrainingSection.model_fields}
+    given["milestones"] = tuple((epoch, rate) for epoch, rate in given["milestones"])
+    given["freeze"] = tuple(given["freeze"])
+    if name != "baseline":
+        given["lessons"] = Lessons(**{**config.distill.model_dump(),
+                                      "layers": tuple(config.distill.layers)})
+    return training.Recipe(**given, terms=terms_of(config))
+
+
+def terms_of(config: RunConfig) -> Terms:
+    """What is added to the cross-entropy."""
+    return Terms(**config.loss.model_dump())
+
+
+def _check_loss(config: RunConfig, data: Data) -> None:
+    """Raises ConfigError for terms of pixels where pictures have classes."""
+    if data.task != "pixels" and terms_of(config).are_of_pixels:
+        given = [f"loss.{name}" for name in ("edges", "dice", "surface")
+                 if getattr(config.loss, name)]
+        raise ConfigError(f"{', '.join(given)}: for data whose pixels have classes, and those of "
+                          f"{config.data.name} do not: its pictures do. Leave them at 0.")
 
 
 def known_names() -> dict[str, frozenset[str]]:

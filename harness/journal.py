@@ -38,9 +38,9 @@ class Journal:
                    "latency_ms": float(facts["latency_ms"]), **self.counted(step.cost)}
         made = int(facts["made_ms"])
         points = [Point(key, value, step.number, made) for key, value in metrics.items()]
-        if step.number:
+        if step.number or facts.get("is_prepared"):  # else step 0 is the baseline
             points += self._rows(step.stage)
-        self._told.add(step.stage.key)  # the epochs of step 0 are the baseline's
+        self._told.add(step.stage.key)
         self._write(points)
 
     def final(self, stage: Stage, cost: Cost, *, test_accuracy: float | None = None) -> None:

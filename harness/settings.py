@@ -33,7 +33,8 @@ from harness.errors import unknown
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 DEVICE = r"^(auto|cpu|cuda|cuda:\d+)$"
 PATTERNS = {NAME: "letters, digits, '_', '-' and '.'", DEVICE: "auto, cpu, cuda or cuda:N"}
-SCRATCH = "scratch"  # the control that is no criterion
+SCRATCH, AGNOSTIC = "scratch", "agnostic"
+NO_CRITERIA = frozenset({SCRATCH, AGNOSTIC})  # controls of another kind
 SHORT = {"prune.filters_per_step": "filters_per_step", "retrain.epochs": "retrain_epochs",
          "prune.floors.layer_min": "layer_min", "prune.percentage": "percentage"}
 
@@ -201,11 +202,86 @@ class Training(Section):
     """End after so many epochs without a lower validation loss; 0 is never."""
     keep: Literal["last", "best"] = "last"
     """Weights of the last epoch, or of that with the lowest validation loss."""
+    freeze: list[str] = []
+    """Modules that stay as they are, statistics of their norms included."""
 
     @model_validator(mode="after")
     def _have_its_milestones(self) -> "Training":
         if (self.schedule == "milestones") != bool(self.milestones):
             raise ValueError("milestones and schedule: milestones need each other")
+        return self
+
+
+class Retraining(Training):
+    after_last: bool = True
+    """Retrain after the step that meets the target too; false is IPAD's way: end as soon as it is
+    met."""
+
+
+class Finetuning(Training):
+    weights: Literal["pruned", "new"] = "pruned"
+    """Train on from the pruned network's weights; or its widths from scratch."""
+
+
+class Loss(Section):
+    """What training adds to the cross-entropy where pixels have classes."""
+
+    edges: NotNegative = 0.0
+    """A pixel near an edge between classes counts 1 + this times in the cross-entropy."""
+    edge_width: Counted = 3
+    """Pixels that are near."""
+    dice: NotNegative = 0.0
+    """Weight of the generalised Dice loss."""
+    surface: NotNegative = 0.0
+    """Weight of the surface (boundary) loss."""
+    blend_epochs: Natural = 0
+    """The Dice loss gives way to the surface loss over so many epochs; 0 is not at all."""
+
+    @model_validator(mode="after")
+    def _have_two_to_blend(self) -> "Loss":
+        if self.blend_epochs and not (self.dice and self.surface):
+            raise ValueError("blend_epochs leads from loss.dice to loss.surface, and needs both")
+        return self
+
+
+class Distill(Section):
+    """What retraining and fine-tuning learn from the baseline."""
+
+    weight: NotNegative = 0.0
+    """Weight of the cross-entropy against the baseline's softened outputs, times temperature^2."""
+    temperature: Positive = 8.0
+    """By which both are softened."""
+    attention: NotNegative = 0.0
+    """Weight of the distance of attention maps."""
+    layers: list[str] = []
+    """Modules whose maps are compared."""
+
+    @model_validator(mode="after")
+    def _have_maps_to_compare(self) -> "Distill":
+        if bool(self.attention) != bool(self.layers):
+            raise ValueError("distill.attention and distill.layers need each other")
+        return self
+
+
+class Adapt(Section):
+    """For whom the network is pruned, and what comes between the baseline and the first cut."""
+
+    classes: list[str] = []
+    """Classes, or named sets of them, that it is for: by these it is judged. Empty is all."""
+    train_on: Literal["chosen", "all"] = "chosen"
+    """After the baseline, train and rank on these classes alone; or on all (data-agnostic)."""
+    epochs: Natural = 0
+    """Epochs as of retrain before the first cut."""
+    until: Literal["epochs", "gap"] = "epochs"
+    """Cut then; or, by then at the latest, once validation loss - training loss has been above what
+    it was after the third epoch for three epochs in a row."""
+
+    @model_validator(mode="after")
+    def _say_something(self) -> "Adapt":
+        if self.until == "gap" and not self.epochs:
+            raise ValueError("until: gap needs adapt.epochs, the latest time to cut")
+        if self.train_on == "all" and not self.classes:
+            raise ValueError("train_on: all needs adapt.classes; without them it is all anyway")
         return self
 
 
@@ -328,10 +404,16 @@ class RunConfig(Section):
     """What learns it."""
     baseline: Training = Training(epochs=8, lr=0.05, schedule="one_cycle")
     """Training of the whole network."""
-    retrain: Training = Training()
+    retrain: Retraining = Retraining()
     """Training after every pruning step."""
-    finetune: Training = Training(epochs=6, lr=0.05, schedule="one_cycle")
+    finetune: Finetuning = Finetuning(epochs=6, lr=0.05, schedule="one_cycle")
     """Training after the last step."""
+    loss: Loss = Loss()
+    """What training makes small."""
+    distill: Distill = Distill()
+    """What is learned from the baseline."""
+    adapt: Adapt = Adapt()
+    """For which classes it is pruned."""
     prune: Prune = Prune()
     """What is cut, and how fast."""
 
@@ -341,6 +423,12 @@ class RunConfig(Section):
                                                or self.retrain.keep != "last"):
             raise ValueError("prune.ranking: merged gathers evidence in the last epoch of a "
                              "retraining; with retrain.early_stop or retrain.keep: best take pass")
+        if self.prune.ranking == "merged" and self.retrain.freeze:
+            raise ValueError("prune.ranking: merged gathers evidence while all layers are trained; "
+                             "with retrain.freeze take pass")
+        if self.finetune.weights == "new" and not (self.finetune.epochs or self.finetune.updates):
+            raise ValueError("finetune.weights: new and finetune.epochs: 0 would leave a network "
+                             "that was never trained; give it epochs, or take pruned")
         return self
 
     @model_validator(mode="before")
@@ -478,7 +566,8 @@ class StudyConfig(Section):
     stopper: Stopper = Stopper()
     """Who stops trials early."""
     space: Annotated[dict[str, Dimension], Sorted, Field(validate_default=True)] = {}
-    """Ladders of values, and ranges, by key of the run; under prune, retrain or finetune."""
+    """Ladders of values, and ranges, by key of the run: under prune, retrain, finetune, adapt or
+    distill."""
     trials: Counted = 12
     """Different settings to try."""
     hours: Positive | None = None
@@ -488,7 +577,8 @@ class StudyConfig(Section):
     enqueue: list[Options] = []
     """Settings to try first, in this order; a key that one leaves out is suggested."""
     controls: list[str] = []
-    """Criteria that run beside the best trial, at its FLOPs; scratch: its widths, newly trained."""
+    """Criteria that run beside the best trial, at its FLOPs; scratch: its widths, newly trained;
+    agnostic: pruned and trained for all classes, see adapt."""
     replicates: Natural = 0
     """Times that best trial and controls run anew, each time on another baseline."""
     set: Options = {}

@@ -6,7 +6,7 @@ inside an epoch; the epoch's mean loss is read once, at its end.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -15,11 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from harness.augment import vary
+from harness.distillation import Lesson, Lessons, taught
 from harness.errors import TrainingError
+from harness.losses import Mixture, Terms
 from harness.schedules import Schedule
 
 DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LATER = {"updates", "milestones", "gamma", "patience", "early_stop", "keep"}
+LATER = {"updates", "milestones", "gamma", "patience", "early_stop", "keep", "freeze", "terms",
+         "lessons", "until"}
+WATCHED, IN_A_ROW = 2, 3  # of the rule `gap`: the epoch compared with, from 0; and how often
+
+PLAIN, ALONE = Terms(), Lessons()
 
 
 class Examples(Protocol):
@@ -37,7 +43,11 @@ class Recipe:
 
     updates: so many minibatches instead of epochs. milestones, gamma, patience: see `schedules`.
     early_stop: end after so many epochs without a lower validation loss; 0 is never. keep: the
-    weights of the last epoch, or of the best, by validation loss.
+    weights of the last epoch, or of the best, by validation loss. freeze: modules that stay as they
+    are, statistics of their norms included. terms: what is added to the cross-entropy; lessons:
+    what is learned from a teacher. until: 'epochs', or 'gap', ADaPT's adaptive time to prune: end
+    once validation loss - training loss has been above what it was after the third epoch for three
+    epochs in a row, after `epochs` at the latest.
     """
 
     epochs: int
@@ -55,6 +65,10 @@ class Recipe:
     patience: int = 5
     early_stop: int = 0
     keep: str = "last"
+    freeze: tuple[str, ...] = ()
+    terms: Terms = PLAIN
+    lessons: Lessons = ALONE
+    until: str = "epochs"
 
 
 @dataclass(frozen=True)
@@ -77,57 +91,135 @@ class Epoch:
 def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
           validate: Callable[[nn.Module], Score], autocast: str = "none",
           observe: Callable[[], AbstractContextManager[object]] = nullcontext,
-          on_epoch: Callable[[int, int], None] = lambda done, total: None) -> list[Epoch]:
+          on_epoch: Callable[[int, int], None] = lambda done, total: None,
+          teacher: nn.Module | None = None) -> list[Epoch]:
     """Train in place with a new optimiser over all parameters that want gradients.
 
     observe: a context entered for the last epoch that is asked for (to gather evidence while it
-    runs). on_epoch: told (epochs done, all epochs). The model is left in eval mode; the last row
-    is that of the weights it is left with.
+    runs). on_epoch: told (epochs done, all epochs). teacher: needed for `recipe.lessons`. The model
+    is left in eval mode; the last row is that of the weights it is left with.
     Raises TrainingError if the loss is no longer finite, in training or on validation.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    per_epoch = sum(1 for _ in _cuts(len(examples.targets), recipe.batch_size))
-    steps = recipe.epochs * per_epoch if recipe.updates is None else recipe.updates
-    epochs = -(-steps // max(1, per_epoch))
-    optimizer = _optimizer(model, recipe)
-    rate = Schedule(recipe.schedule, recipe.lr, steps, max(1, per_epoch), recipe.milestones,
-                    recipe.gamma, recipe.patience)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast == "fp16")
-    best = _Best(recipe)
-    rows: list[Epoch] = []
-    for epoch in range(epochs):
-        model.train()
-        total = torch.zeros((), device=device)
+    with (_kept_still(model, recipe.freeze) as go,
+          _lessons(model, teacher, recipe.lessons) as lesson):
+        course = _Course(model, examples, recipe, seed, autocast, lesson, go)
+        return course.run(validate, observe, on_epoch)
+
+
+@dataclass
+class _Course:
+    """One training while it goes on. go: puts the network into train mode."""
+
+    model: nn.Module
+    examples: Examples
+    recipe: Recipe
+    seed: int
+    autocast: str
+    lesson: Lesson | None
+    go: Callable[[], object]
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self._device = next(self.model.parameters()).device
+        self._generator = torch.Generator().manual_seed(self.seed)
+        cuts = sum(1 for _ in _cuts(len(self.examples.targets), recipe.batch_size))
+        self._per_epoch = max(1, cuts)
+        self._steps = recipe.epochs * cuts if recipe.updates is None else recipe.updates
+        self._optimizer = _optimizer(self.model, recipe)
+        self._rate = Schedule(recipe.schedule, recipe.lr, self._steps, self._per_epoch,
+                              recipe.milestones, recipe.gamma, recipe.patience)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+        self._mixture = Mixture(recipe.terms, recipe.label_smoothing)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self.autocast == "fp16")
+
+    def run(self, validate: Callable[[nn.Module], Score],
+            observe: Callable[[], AbstractContextManager[object]],
+            on_epoch: Callable[[int, int], None]) -> list[Epoch]:
+        epochs = -(-self._steps // self._per_epoch)
+        best, gap = _Best(self.recipe), _Gap()
+        rows: list[Epoch] = []
+        for epoch in range(epochs):
+            with observe() if epoch == epochs - 1 else nullcontext():
+                mean = self._epoch(epoch)
+            val = validate(self.model.eval())
+            for name, value in (("loss", mean), ("validation loss", val.loss)):
+                if not math.isfinite(value):
+                    raise TrainingError(f"the {name} is {value} after epoch {epoch + 1} of "
+                                        f"{epochs} (learning rate {self.recipe.lr}). Lower the "
+                                        "learning rate.")
+            rows.append(Epoch(mean, float(self._schedule.get_last_lr()[0]), val))
+            self._rate.see(val.loss)
+            on_epoch(epoch + 1, epochs)
+            if best.is_over(self.model, rows) or (self.recipe.until == "gap"
+                                                  and gap.is_open(rows)):
+                break
+        self.model.eval()
+        return best.left(self.model, rows)
+
+    def _epoch(self, epoch: int) -> float:
+        """Mean loss of an epoch's examples."""
+        self.go()
+        loss_of = self._mixture.at(epoch)
+        total = torch.zeros((), device=self._device)
         seen = 0
-        with observe() if epoch == epochs - 1 else nullcontext():
-            left = steps - epoch * per_epoch
-            for inputs, targets in islice(batches(examples, recipe, generator), left):
-                optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, DTYPES[autocast], enabled=autocast != "none"):
-                    loss = loss_of(model(inputs), targets)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                schedule.step()
-                total += loss.detach() * len(targets)
-                seen += len(targets)
-        mean = float(total) / max(1, seen)
-        val = validate(model.eval())
-        for name, value in (("loss", mean), ("validation loss", val.loss)):
-            if not math.isfinite(value):
-                raise TrainingError(f"the {name} is {value} after epoch {epoch + 1} of "
-                                    f"{epochs} (learning rate {recipe.lr}). Lower the "
-                                    "learning rate.")
-        rows.append(Epoch(mean, float(schedule.get_last_lr()[0]), val))
-        rate.see(val.loss)
-        on_epoch(epoch + 1, epochs)
-        if best.is_over(model, rows):
-            break
-    model.eval()
-    return best.left(model, rows)
+        left = self._steps - epoch * self._per_epoch
+        for inputs, targets in islice(batches(self.examples, self.recipe, self._generator), left):
+            self._optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(self._device.type, DTYPES[self.autocast],
+                                enabled=self.autocast != "none"):
+                logits = self.model(inputs)
+                loss = loss_of(logits, targets)
+                if self.lesson:
+                    loss = loss + self.lesson(logits, inputs)
+            self._scaler.scale(loss).backward()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            self._schedule.step()
+            total += loss.detach() * len(targets)
+            seen += len(targets)
+        return float(total) / max(1, seen)
+
+
+@contextmanager
+def _kept_still(model: nn.Module, names: Sequence[str]) -> Iterator[Callable[[], object]]:
+    """These modules stay as they are; gives what puts the others into train mode."""
+    still = [model.get_submodule(name) for name in names]
+    wanted = [(p, p.requires_grad) for module in still for p in module.parameters()]
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
+
+    def go() -> None:
+        model.train()
+        for module in still:
+            module.eval()
+
+    try:
+        yield go
+    finally:
+        for parameter, wants in wanted:
+            parameter.requires_grad_(wants)
+
+
+@contextmanager
+def _lessons(model: nn.Module, teacher: nn.Module | None, lessons: Lessons,
+             ) -> Iterator[Lesson | None]:
+    if not lessons.are_given:
+        yield None
+        return
+    if teacher is None:
+        raise TrainingError("there are lessons, and nobody to teach them.")
+    with taught(model, teacher, lessons) as lesson:
+        yield lesson
+
+
+class _Gap:
+    """Whether validation loss - training loss has been too wide for some epochs in a row."""
+
+    def is_open(self, rows: Sequence[Epoch]) -> bool:
+        """After an epoch."""
+        gaps = [row.val.loss - row.train_loss for row in rows]
+        later = gaps[WATCHED + 1:]
+        return len(later) >= IN_A_ROW and all(gap > gaps[WATCHED] for gap in later[-IN_A_ROW:])
 
 
 class _Best:
@@ -160,7 +252,7 @@ def facts(recipe: Recipe) -> dict[str, Any]:
     """What stages are known by. What came later and has no effect is left out: keys stay."""
     usual = Recipe(epochs=0, lr=0.0)
     return {name: value for name, value in asdict(recipe).items()
-            if name not in LATER or value != getattr(usual, name)}
+            if name not in LATER or getattr(recipe, name) != getattr(usual, name)}
 
 
 def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,

@@ -109,8 +109,8 @@ class Settings:
     scope, layer_types, only_follow: as `prune` takes them. one_by_one: within a step, score anew
     after every single removal, activations included.
     fold: as `prune` takes it. norm_batches: of the ranking data, on which batch norms are measured
-    afresh after a cut, before it is judged. renew: modules whose weights begin anew after every
-    cut, before it is judged.
+    afresh after a cut, before it is judged. retrain_last: also after the step that meets the end.
+    renew: modules whose weights begin anew after every cut, before it is judged.
     """
 
     filters_per_step: int
@@ -136,6 +136,7 @@ class Settings:
     ranking_mode: str = "eval"
     fold: bool = False
     norm_batches: int = 0
+    retrain_last: bool = True
     renew: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -277,9 +278,26 @@ class Lab:
 
         return self._stage(key, self.graph.whole(), make)
 
-    def step(self, parent: Stage, plan: Plan, settings: Settings) -> Stage:
+    def judged(self, parent: Stage, by: str) -> Stage:
+        """The same network, judged anew; by: what tells it from other ways of judging."""
+        key = key_of({"parent": parent.key, "kind": "judged", "by": by})
+        return self._stage(key, parent.plan, lambda: (self.model(parent), [], {}))
+
+    def prepared(self, parent: Stage, recipe: Mapping[str, Any],
+                 train: Callable[[nn.Module, int], list[EpochRow]]) -> Stage:
+        """Trained on before the first cut, train(model, seed); the fact `is_prepared` says so."""
+        key = key_of({"parent": parent.key, "kind": "prepared", "train": dict(recipe)})
+
+        def make() -> Made:
+            model = self.model(parent)
+            return model, train(model, seed_of(key)), {"is_prepared": True}
+
+        return self._stage(key, parent.plan, make)
+
+    def step(self, parent: Stage, plan: Plan, settings: Settings, *, retrains: bool = True,
+             ) -> Stage:
         """Cut the parent to `plan`, evaluate, retrain, evaluate. Raises SizeInForward."""
-        needs = sorted(self._merged(settings))
+        needs = sorted(self._merged(settings)) if retrains else []
         # True is activity alone: seeds come from keys, and this key is older than other kinds.
         kinds = True if needs == ["activity"] else needs or False
         care: dict[str, Any] = {"fold": True} if settings.fold else {}
@@ -288,7 +306,8 @@ class Lab:
         if settings.norm_batches:
             care["norms"] = [settings.norm_batches, self.work.identity["ranking"]]
         key = key_of({"parent": parent.key, "kind": "step", "kept": digest(plan),
-                      "retrain": self.work.identity["retrain"], "gather": kinds, **care})
+                      "retrain": self.work.identity["retrain"] if retrains else None,
+                      "gather": kinds, **care})
 
         def make() -> Made:
             model = self.model(parent)
@@ -311,7 +330,7 @@ class Lab:
                 watches.append(Watch(model, self.graph, needs))
                 return watches[-1]
 
-            rows = self.work.retrain(model, seed_of(key), observe)
+            rows = self.work.retrain(model, seed_of(key), observe) if retrains else []
             extra: dict[str, Any] = {"accuracy_cut": cut_accuracy}
             extra |= {what: asdict(found) for what in ("certificate", "folding", "recalibration")
                       if (found := getattr(done, what)) is not None}
@@ -518,7 +537,9 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
             watcher.step(len(steps), "cut and retrain", goal.percentage(chosen.counts))
         before = stage
         try:
-            stage = lab.step(before, chosen.plan, settings)
+            is_last = bool(settings.ratios or goal.met(chosen.counts))
+            stage = lab.step(before, chosen.plan, settings,
+                             retrains=settings.retrain_last or not is_last)
         except SizeInForward as error:
             lab.graph, plan, held = without(lab.graph, before.plan, error.culprits)
             lab.held |= held

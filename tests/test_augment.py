@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.augment import AUGMENTATIONS, IGNORE, blur, crop, flip, lines, rotate, shift, vary
+from harness.augment import AUGMENTATIONS, blur, crop, flip, lines, rotate, shift, vary
+from harness.labels import IGNORE
 
 CLASSES = torch.arange(50)
 
@@ -76,6 +77,7 @@ def test_rotate_turns_about_the_middle_by_up_to_45_degrees() -> None:
     assert angles.max() > 30
 
 
+@pytest.mark.rows("R012")
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_mask_goes_the_way_of_its_picture(name: str) -> None:
     """A picture painted like its mask still is, but where its edges were smoothed."""
@@ -109,6 +111,7 @@ def test_about_a_fifth_of_the_pictures_is_spoilt_and_the_others_stay(name: str) 
     assert torch.equal(pictures, before), "the given batch is another's"
 
 
+@pytest.mark.rows("R012")
 def test_a_blur_spreads_a_dot_and_keeps_its_weight() -> None:
     found, _ = blur(dot(50), CLASSES, seeded())
     blurred = found[found[:, 0, 16, 16] < 1][:, 0]
@@ -120,6 +123,7 @@ def test_a_blur_spreads_a_dot_and_keeps_its_weight() -> None:
     assert bool((blurred[:, 13, 13] >= 0.99 * math.exp(-9 / 4) * blurred[:, 16, 16]).all())
 
 
+@pytest.mark.rows("R012")
 def test_lines_are_bright_thin_and_cross_the_middle_of_the_picture() -> None:
     dark = torch.zeros(100, 3, 64, 64)
     dark[0, 0, 0, 0] = 2.5

@@ -51,6 +51,8 @@ def harness(place: Path, tracker: MemoryTracker, capsys: pytest.CaptureFixture[s
             ) -> Iterator[Harness]:
     """Type a command: (exit code, stdout, stderr)."""
     before = signal.getsignal(signal.SIGTERM)
+    # What is started in the background of a shell ignores Ctrl-C; at a terminal nothing does.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def typed(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -61,6 +63,7 @@ def harness(place: Path, tracker: MemoryTracker, capsys: pytest.CaptureFixture[s
 
     yield typed
     signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def outcome(home: Path) -> Outcome:

@@ -21,6 +21,7 @@ OPENCV = {
                 [170, 64, 206, 220]], 49343)}
 
 
+@pytest.mark.rows("R012")
 @pytest.mark.parametrize("size", OPENCV)
 def test_clahe_is_opencvs(size: tuple[int, int]) -> None:
     """Within one shade where two are equally near."""
@@ -42,6 +43,7 @@ def test_clahe_keeps_the_order_of_shades_in_a_picture_that_is_alike_everywhere()
     assert torch.equal(found[0], by_hand.repeat(8, 8))
 
 
+@pytest.mark.rows("R012")
 def test_gamma_by_hand() -> None:
     picture = torch.tensor([[[0, 64, 128, 255]]], dtype=torch.uint8)
     expected = [0, round(255 * (64 / 255) ** 0.8), round(255 * (128 / 255) ** 0.8), 255]
@@ -49,6 +51,7 @@ def test_gamma_by_hand() -> None:
     assert torch.equal(with_gamma(picture, 1.0), picture)
 
 
+@pytest.mark.rows("R012")
 @pytest.mark.parametrize("name", ["folder", "masks"])
 def test_pictures_are_read_in_the_contrast_that_is_asked_for(name: str, tmp_path: Path) -> None:
     """Gamma first, then CLAHE, of the picture as it is in the file; masks stay."""

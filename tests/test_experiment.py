@@ -127,7 +127,7 @@ def test_without_a_fine_tune_the_steps_themselves_are_the_end() -> None:
     assert [stage.key for stage in trial.stages] == [s.stage.key for s in trial.steps[1:]]
 
 
-@pytest.mark.rows("R062", "R070")
+@pytest.mark.rows("R062", "R070", "R088")
 def test_without_retraining_a_step_is_its_cut() -> None:
     experiment = opened(retrain__epochs=0, finetune__epochs=0)
     trial = experiment.trial(experiment.config)

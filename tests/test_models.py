@@ -484,8 +484,9 @@ def test_weights_of_a_stranger_are_refused() -> None:
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 
 
+@pytest.mark.rows("R006")
 def test_a_frozen_part_learns_no_more_until_it_is_unfrozen() -> None:
-    """R006: one step of an optimiser over what wants gradients moves the head alone."""
+    """One step of an optimiser over what wants gradients moves the head alone."""
     net = small("vgg11")
     freeze(net, ["features"])
     assert {n for n, p in net.named_parameters() if p.requires_grad} == {

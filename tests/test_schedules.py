@@ -45,7 +45,7 @@ def test_a_list_of_steps_is_pytorchs_multi_step() -> None:
     assert rates(recipe) == pytest.approx(known)
 
 
-@pytest.mark.rows("R066")
+@pytest.mark.rows("R066", "R072")
 @pytest.mark.parametrize("losses", [
     [5, 4, 4, 4, 4, 3, 3, 3, 3, 3], [1] * 10, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0],
     [3, 4, 2, 5, 5, 1, 6, 6, 6, 6]])
@@ -103,6 +103,7 @@ def trained(recipe: Recipe, losses: list[float]) -> tuple[list[float], list[dict
     return [row.val.loss for row in rows], states, model
 
 
+@pytest.mark.rows("R072", "R091")
 def test_the_best_epochs_weights_stay_and_the_rows_end_with_it() -> None:
     recipe = Recipe(epochs=4, lr=0.1, batch_size=8, keep="best")
     rows, states, model = trained(recipe, [3.0, 1.0, 2.0, 1.5])
@@ -111,6 +112,7 @@ def test_the_best_epochs_weights_stay_and_the_rows_end_with_it() -> None:
     assert not torch.equal(states[1]["0.weight"], states[3]["0.weight"])
 
 
+@pytest.mark.rows("R072")
 def test_training_ends_early_when_validation_has_not_improved() -> None:
     recipe = Recipe(epochs=9, lr=0.1, batch_size=8, early_stop=2)
     rows, states, model = trained(recipe, [3.0, 1.0, 2.0, 1.0, 0.5, 0.1])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -81,6 +82,34 @@ def test_rows_carry_the_mean_loss_and_the_rate() -> None:
         round(0.2 * (1 + math.cos(math.pi * k / 3)) / 2, 6) for k in (1, 2, 3)]
     assert all(r.val == Score(0.5, 1.5) for r in rows)
     assert all(0 < r.train_loss < 10 for r in rows)
+
+
+@pytest.mark.rows("R006")
+def test_a_frozen_module_stays_as_it_is_and_is_free_again_afterwards() -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    train(model, data(), Recipe(epochs=1, lr=0.1, freeze=("0", "1")), seed=0, validate=unscored)
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"4.weight", "4.bias"}  # the norm's statistics have not moved either
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def losses(*values: float) -> Callable[[nn.Module], Score]:
+    """Validation that says these, one after the other."""
+    given = iter(values)
+    return lambda _: Score(0.5, next(given))
+
+
+@pytest.mark.rows("R068")
+def test_the_gap_ends_a_training_once_it_was_wider_for_three_epochs_in_a_row() -> None:
+    """Training loss stays between 0 and 2 here, so these gaps are far apart."""
+    recipe = Recipe(epochs=9, lr=1e-3, until="gap")
+    rows = train(net(), data(), recipe, seed=0,
+                 validate=losses(10, 50, 20, 30, 10, 30, 30, 30, 30))
+    assert len(rows) == 8  # epochs 5, 6 and 7 are wider than epoch 2; 3 is alone
+    rows = train(net(), data(), recipe, seed=0, validate=losses(*[10.0 - k for k in range(9)]))
+    assert len(rows) == 9
 
 
 def test_a_last_batch_of_one_is_left_out() -> None:

@@ -485,7 +485,7 @@ def own_training() -> tuple[Any, Any]:
     return train_one_epoch, accuracy
 
 
-@pytest.mark.rows("R131")
+@pytest.mark.rows("R088", "R131")
 @pytest.mark.parametrize("criterion", ["l1", "taylor"])
 def test_the_users_own_module_is_cut_and_trained(criterion: str) -> None:
     model, (train, accuracy) = net(), own_training()
@@ -513,6 +513,7 @@ def test_wrong_arguments_are_all_said_at_once_and_before_anything() -> None:
 # --- what is done around a cut --------------------------------------------------------------------
 
 
+@pytest.mark.rows("R088")
 def test_norms_are_measured_on_the_cut_network_before_it_is_judged() -> None:
     """By hand: the same cut, its norms in train mode over the pictures; and it is another stage."""
     work = Work(epochs=0)

@@ -109,7 +109,17 @@ def _data(name: str, whole: _Whole, classes: Sequence[str] | None, outputs: str,
     if drawn.shape != pictures.shape[1:]:
         pictures = drawn.transform(pictures.shape[2:])(pictures)
     return from_tensors(name, pictures, targets, labels=labels, val=val, test=test, seed=seed,
-                        parts=whole.parts[rows], scaling=scaling)
+                        parts=whole.parts[rows], scaling=scaling, families=_sets(whole, labels))
+
+
+def _sets(whole: _Whole, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Coarse classes and named subsets, of those classes that are there; empty ones left out."""
+    coarse = dict(whole.families)
+    named = {name: tuple(label for each in inside for label in coarse.get(each, ()))
+             for name, inside in SUBSETS.items() if inside and coarse}
+    there = {name: tuple(label for label in inside if label in labels)
+             for name, inside in (coarse | named).items()}
+    return {name: inside for name, inside in there.items() if inside}
 
 
 def _chosen(name: str, whole: _Whole, classes: Sequence[str] | None) -> list[int]:

@@ -6,19 +6,18 @@ which counts how often it was opened.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import DataError, unknown
+from harness.labels import IGNORE
 
 Size = int | Sequence[int]
 TRAIN, VAL, TEST = range(3)  # the parts that a data set may bring
-# A pixel that counts for nothing: PyTorch's losses pass over it by default.
-IGNORE: int = nn.CrossEntropyLoss().ignore_index
 # Mean and deviation of each channel, of bytes divided by 255; "train" measures them instead.
 SCALINGS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
     "train": None,
@@ -41,6 +40,11 @@ class Split:
         shape = "x".join(str(size) for size in self.inputs.shape[1:])
         return f"Split({len(self)} of {shape} on {self.inputs.device})"
 
+    def only(self, classes: Sequence[int]) -> "Split":
+        """The examples of these classes, in their order."""
+        chosen = torch.isin(self.targets, torch.tensor(classes, device=self.targets.device))
+        return Split(self.inputs[chosen], self.targets[chosen])
+
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.inputs.to(device), self.targets.to(device))
 
@@ -54,8 +58,8 @@ class _Tally:
 class Data:
     """A data set in splits whose order is random: the first examples are a fair sample.
 
-    labels: the name of each class; fingerprint: sha256 over labels and the tensors of all splits.
-    Made by `from_tensors`.
+    labels: the name of each class; fingerprint: sha256 over labels and the tensors of all splits;
+    families: name of a set of classes -> its labels. Made by `from_tensors`.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Data:
     fingerprint: str
     _test: Split = field(repr=False)
     _tally: _Tally = field(default_factory=_Tally, repr=False)
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -101,6 +106,22 @@ class Data:
         self._tally.reads += 1
         return self._test.to(self.train.inputs.device)
 
+    def only(self, names: Collection[str]) -> "Data":
+        """The examples of some classes or families of them; all keep their labels and numbers.
+
+        Raises: DataError for names that are none, and of pixels, which come in whole pictures.
+        """
+        if self.task == "pixels":
+            raise DataError(f"data set {self.name} has classes of pixels: a picture cannot be left "
+                            "out for the class of some of them.")
+        known = {label: (label,) for label in self.labels} | dict(self.families)
+        if wrong := [unknown(f"class of {self.name}", n, known) for n in names if n not in known]:
+            raise DataError("\n".join(wrong))
+        kept = sorted({self.labels.index(label) for name in names for label in known[name]})
+        train, val, test = (split.only(kept) for split in (self.train, self.val, self._test))
+        return replace(self, train=train, val=val, _test=test,
+                       fingerprint=f"{self.fingerprint}/{'+'.join(map(str, kept))}")
+
     def to(self, device: torch.device | str) -> "Data":
         """The same data on a device; the test split follows when it is read."""
         return replace(self, train=self.train.to(device), val=self.val.to(device))
@@ -108,7 +129,8 @@ class Data:
 
 def from_tensors(name: str, inputs: Tensor, targets: Tensor, *, labels: Sequence[str],
                  val: float, test: float, seed: int, parts: Tensor | None = None,
-                 ignore_label: int | None = None, scaling: str = "train") -> Data:
+                 ignore_label: int | None = None, scaling: str = "train",
+                 families: Mapping[str, Sequence[str]] | None = None) -> Data:
     """Split, stratified by class, and scale to mean 0 and deviation 1 of the training split.
 
     inputs: (N, C, H, W) in any unit; targets: numbers of classes, each below len(labels): (N,) of
@@ -117,6 +139,7 @@ def from_tensors(name: str, inputs: Tensor, targets: Tensor, *, labels: Sequence
     parts: (N,) of TRAIN, VAL and TEST, where a data set brings its own; of one that it does not
     bring, the share of the training part is taken. ignore_label: target of pixels that count for
     nothing; in Data it is IGNORE. scaling: a row of SCALINGS; all but "train" are for bytes.
+    families: names for sets of classes.
 
     Raises: DataError if shapes, classes or shares do not fit, or a class has too few examples.
     """
@@ -129,7 +152,8 @@ def from_tensors(name: str, inputs: Tensor, targets: Tensor, *, labels: Sequence
         rows = _filled_up(groups, parts, val=val, test=test, seed=seed)
     splits = [Split(pictures, _settled(targets[part], ignore_label))
               for pictures, part in zip(_scaled(inputs, rows, scaling), rows, strict=True)]
-    return Data(name, splits[0], splits[1], tuple(labels), _fingerprint(splits, labels), splits[2])
+    return Data(name, splits[0], splits[1], tuple(labels), _fingerprint(splits, labels), splits[2],
+                families={family: tuple(inside) for family, inside in (families or {}).items()})
 
 
 def stratified(targets: Tensor, *, val: float, test: float, seed: int,

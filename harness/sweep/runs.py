@@ -137,7 +137,7 @@ class Runs:
 
     def _write_baseline(self, run_id: str, experiment: Experiment) -> None:
         journal = Journal(self.tracker, run_id, experiment.whole)
-        journal.epochs(experiment.baseline)
+        journal.epochs(experiment.trained)
         journal.final(experiment.baseline, experiment.whole)
         self.tracker.log_data(run_id, name=experiment.data.name,
                               digest=experiment.data.fingerprint[:16], context="training")

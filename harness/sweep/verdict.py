@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.analysis.paired import Paired, paired, spread
 from harness.console import percent
+from harness.settings import AGNOSTIC
 from harness.sweep.controls import AGAIN, Control
 from harness.sweep.results import Final
 
@@ -73,6 +74,8 @@ def compared(controls: Sequence[Control], champion: Final, macs: int) -> tuple[V
 def sentence(criterion: str, versus: Versus, share: float) -> str:
     """What a person can quote. criterion: the champion's; share: its FLOPs, of the baseline's."""
     found, other = versus.difference, versus.name
+    if other == AGNOSTIC:
+        criterion, other = "pruning for the chosen classes", "pruning for all"
     points = f"{100 * found.mean:+.2f}"
     at = f"at {percent(share)} of the FLOPs"
     if abs(versus.share - share) > UNEQUAL * share:

@@ -83,8 +83,9 @@ def test_the_parts_of_training_by_hand() -> None:
     assert found.flops == 2 * found.macs
 
 
+@pytest.mark.rows("R006")
 def test_a_frozen_part_costs_no_gradients() -> None:
-    """R006: with frozen features a step is their forward, and the head without input gradient."""
+    """With frozen features a step is their forward, and the head without input gradient."""
     model, example, graph = traced(nets.chain)
     freeze(model, ["0"])
     found = work(graph, gradients(model, example))

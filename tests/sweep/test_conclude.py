@@ -139,7 +139,7 @@ def walked(run: MemoryRun, kept: set[str]) -> list[int]:
     return numbers[0]
 
 
-@pytest.mark.rows("R062")
+@pytest.mark.rows("R062", "R088")
 def test_metrics_have_their_fixed_names_and_every_step_once(whole: Whole) -> None:
     runs = whole.machine.runs("trial") + whole.machine.runs("control")
     for run, (config, trial) in zip(runs, whole.trials + whole.controls, strict=True):
