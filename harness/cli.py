@@ -238,7 +238,47 @@ def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
         ["validation accuracy", percent(stage.accuracy)], ["MACs per picture", count(whole.macs)],
         ["FLOPs per picture (2 x MACs)", count(whole.flops)], ["parameters", count(whole.params)],
         ["filters", str(whole.filters)], ["stage", stage.key],
-        ["made", "found in the store" if stage.reused else "just now"]])
+        ["made", "found in the store" if stage.reused else "just now"],
+        *([["begun anew beside model.weights", experiment.new_weights_told]]
+          if experiment.new_weights else [])])
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--pruned", callback=_given, metavar="FILE",
+              help="A pruned network of this run, to judge beside the baseline.")
+@click.option("--classes", callback=_given, metavar="A,B",
+              help="Only these classes, or named sets of them.")
+@click.option("--test", "with_test", is_flag=True, help="Read the test split too.")
+@click.option("--profile", callback=_given, help="Of a study: a form that it names.")
+@click.option("--storage", callback=_given, metavar="URL", help="Of a study: where it is kept.")
+@_set
+@_home
+def evaluate(name: str, pruned: str | None, classes: str | None, with_test: bool,
+             profile: str | None, storage: str | None, overrides: Sequence[str],
+             home: str | None) -> None:
+    """Judge networks that are there already; nothing is trained.
+
+    NAME is a run: its baseline, and a --pruned file; or a study: every trial and control. Top-1,
+    top-5, loss, mean IoU, by class too; all of it as CSV in the home.
+    Example: harness evaluate adapt_subsets --classes 3,5,8
+    """
+    from harness.config import Study, check_file
+    from harness.console import Console
+    from harness.sweep import judging
+
+    root, named = _home_of(home), classes.split(",") if classes else []
+    if isinstance(check_file(name, known=_known()), Study):
+        loaded = _load_study(name, profile, None, overrides, None)
+        found = judging.judge_study(loaded, _place(home, storage, None), named, with_test=with_test)
+    else:
+        found = judging.judge_run(_load_run(name, overrides), root, named, with_test=with_test,
+                                  pruned=Path(pruned) if pruned else None)
+    console = Console()
+    for sheet in judging.tables(name, found, named):
+        console.table(sheet.title, sheet.columns, sheet.rows, sheet.notes)
+    file = root / "evaluations" / f"{Path(name).stem}{'-' + '+'.join(named) if named else ''}.csv"
+    console.say(f"wrote {judging.write_csv(found, file)}")
 
 
 @cli.command()
@@ -497,8 +537,8 @@ def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> 
     best = outcome.champion
     notes = [
         f"The champion is {outcome.question}." if best else f"Looked for: {outcome.question}.",
-        "accuracy is on validation; the test split was read for baseline and champion alone. "
-        "FLOPs are of the baseline's.",
+        f"accuracy is {outcome.measure}, on validation; the test split was read for baseline and "
+        "champion alone. FLOPs are of the baseline's.",
         f"front: hypervolume {outcome.hypervolume:.4f}, area under the accuracy-FLOPs curve from "
         f"1 % to all FLOPs {outcome.curve_area:.4f} (1 would be perfect)",
         f"{outcome.settings_finished} settings; {outcome.epochs_run} epochs of retraining and "

@@ -22,6 +22,7 @@ from harness.settings import (
     AGNOSTIC,
     NO_CRITERIA,
     SHORT,
+    TORCHVISION,
     Mistake,
     RunConfig,
     Section,
@@ -311,7 +312,7 @@ def _stands_for_itself(kind: str, name: str) -> bool:
 
 def _missing_weights(tree: Tree) -> list[Mistake]:
     path = value_at(tree, "model.weights")
-    if not isinstance(path, str) or Path(path).is_file():
+    if not isinstance(path, str) or path == TORCHVISION or Path(path).is_file():
         return []
     return [Mistake("model.weights", f"there is no file '{path}'.")]
 

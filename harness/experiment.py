@@ -5,7 +5,6 @@ the device, the traced network, the baseline. A trial is one walk through it wit
 """
 
 import copy
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +15,6 @@ from pathlib import Path as FilePath
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness import train as training
@@ -46,6 +44,7 @@ from harness.errors import (
 from harness.evaluate import evaluate, latencies
 from harness.losses import Mixture, Terms
 from harness.models import MODELS, build
+from harness.models.weights import digest_of, take_over
 from harness.plugins import is_reference, load_object
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
 from harness.settings import AGNOSTIC, NO_CRITERIA
@@ -173,13 +172,13 @@ class Experiment:
         self.data = data.to(self.device)
         self.chosen = self.data.only(config.adapt.classes) if config.adapt.classes else self.data
         self._root = {
-            "kind": "baseline", "data": data.fingerprint, "model": config.model.model_dump(),
-            "weights": _digest_of_file(config.model.weights),
+            "kind": "baseline", "data": data.fingerprint, "model": _model_facts(config),
+            "weights": digest_of(config.model.weights, config.model.name),
             "source": _digest_of_source(config.model.name),
             "train": training.facts(recipe_of(config, "baseline")), "seed": config.seed,
             "replicate": config.replicate, "memory_format": config.memory_format,
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
-        self.template = network(config, data)
+        self.template, self.new_weights = started(config, data)
         example = data.val.inputs[:8].contiguous()
         root = getattr(store, "root", None)
         self._latency_file = root.parent / "latency.json" if root else None
@@ -187,6 +186,13 @@ class Experiment:
                         ignore=config.prune.ignore, place=self.place,
                         latency_file=self._latency_file)
         self._settings.check(self._lab.graph)
+
+    @property
+    def new_weights_told(self) -> str:
+        """Which tensors begin anew beside given weights, in words; '' if none."""
+        names = self.new_weights
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        return ", ".join(names[:6]) + more
 
     @cached_property
     def trained(self) -> Stage:
@@ -343,6 +349,18 @@ class Experiment:
         """The stage's network, where it runs, in eval mode."""
         return self._lab.model(stage)
 
+    def found(self) -> Stage | None:
+        """The whole network as trained, if the store has it; nothing is trained."""
+        return self.stage(key_of(self._root))
+
+    def cost_at(self, stage: Stage) -> Cost:
+        """The stage's network, counted."""
+        return self._lab.graph.cost(stage.plan)
+
+    def cost_of(self, model: nn.Module) -> Cost:
+        """Another network, cut or not, counted."""
+        return trace(copy.deepcopy(model).cpu(), self._lab.example).cost()
+
     def test_accuracy(self, stage: Stage) -> float:
         """Accuracy on the test split: for the report, never for a choice."""
         return evaluate(self.model(stage), self.chosen.read_test()).accuracy
@@ -362,15 +380,22 @@ def load_data(config: RunConfig) -> Data:
 
 def network(config: RunConfig, data: Data) -> nn.Module:
     """The configured network, whole, on the CPU; its first weights are seeded or from a file."""
+    return started(config, data)[0]
+
+
+def started(config: RunConfig, data: Data) -> tuple[nn.Module, tuple[str, ...]]:
+    """(the configured network, its tensors that `model.weights` did not have, if it is given)."""
     shape = data.input_shape
     with seeded(seed_of(f"weights/{config.seed}/{config.replicate}")):
         model = build(config.model.name, num_classes=data.num_classes, in_channels=shape[0],
                       width=config.model.width, input_size=min(shape[1:]),
                       options=config.model.options)
+    left: tuple[str, ...] = ()
     if config.model.weights:
-        _load(model, FilePath(config.model.weights))
+        left = take_over(model, config.model.weights, config.model.name,
+                         partly=config.model.partly)
     _check_fit(model, config, data)
-    return model
+    return model, left
 
 
 def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:
@@ -578,6 +603,12 @@ def recipe_of(config: RunConfig, name: str) -> training.Recipe:
     return training.Recipe(**given, terms=terms_of(config))
 
 
+def _model_facts(config: RunConfig) -> dict[str, Any]:
+    """What a baseline is known by of its network. What came later is left out if it is unused."""
+    facts = config.model.model_dump()
+    return facts if facts["partly"] else {k: v for k, v in facts.items() if k != "partly"}
+
+
 def terms_of(config: RunConfig) -> Terms:
     """What is added to the cross-entropy."""
     return Terms(**config.loss.model_dump())
@@ -598,28 +629,9 @@ def known_names() -> dict[str, frozenset[str]]:
             "models": frozenset(MODELS)}
 
 
-def _load(model: nn.Module, path: FilePath) -> None:
-    """Give the model a file's state dict; every name and shape must fit."""
-    try:
-        state = (load_file(path) if path.suffix == ".safetensors"
-                 else torch.load(path, map_location="cpu", weights_only=True))
-        model.load_state_dict(state)
-    except Exception as error:  # pickle, zip, safetensors and torch each raise their own
-        raise ModelError(f"model.weights: {path} does not fit: {error}") from error
-
-
-def _digest_of_file(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return hashlib.sha256(FilePath(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ModelError(f"model: {path} cannot be read: {error.strerror}.") from error
-
-
 def _digest_of_source(name: str) -> str | None:
     """Of the file of a person's own network: edited, it is another network. None for ours."""
     if not is_reference(name):
         return None
     load_object(name, "model")
-    return _digest_of_file(getattr(sys.modules[name.partition(":")[0]], "__file__", None))
+    return digest_of(getattr(sys.modules[name.partition(":")[0]], "__file__", None), name)

@@ -33,10 +33,12 @@ from harness.errors import unknown
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 DEVICE = r"^(auto|cpu|cuda|cuda:\d+)$"
 PATTERNS = {NAME: "letters, digits, '_', '-' and '.'", DEVICE: "auto, cpu, cuda or cuda:N"}
+TORCHVISION = "torchvision"  # in place of a file of weights: those that it has for the network
 SCRATCH, AGNOSTIC = "scratch", "agnostic"
 NO_CRITERIA = frozenset({SCRATCH, AGNOSTIC})  # controls of another kind
 SHORT = {"prune.filters_per_step": "filters_per_step", "retrain.epochs": "retrain_epochs",
-         "prune.floors.layer_min": "layer_min", "prune.percentage": "percentage"}
+         "prune.floors.layer_min": "layer_min", "prune.percentage": "percentage",
+         "adapt.train_on": "train_on", "prune.criterion_options.omega": "omega"}
 
 
 class Section(BaseModel):
@@ -166,7 +168,9 @@ class Model(Section):
     width: Annotated[float, Field(gt=0, le=4)] = 1.0
     """Factor on the channels of every layer."""
     weights: str | None = None
-    """File with a state dict to start from."""
+    """File with a state dict to start from; or torchvision, for the weights that it has."""
+    partly: bool = False
+    """Take what fits of the weights, by name and shape; the rest, such as a head, begins anew."""
     options: Options = {}
     """Further arguments of the network, by name."""
 

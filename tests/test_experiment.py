@@ -250,7 +250,7 @@ def test_weights_from_a_file_are_where_training_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    (b"no weights at all", "net.pt does not fit"), (None, "cannot be read: No such file")])
+    (b"no weights at all", "net.pt is no file of weights"), (None, "cannot be read: No such file")])
 def test_weights_that_do_not_fit_are_named(content: bytes | None, words: str, tmp_path: Path,
                                            ) -> None:
     path = tmp_path / "net.pt"

@@ -3,6 +3,8 @@
 Large networks are built on the meta device, which has shapes and no numbers.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from harness.engine.surgery import cut
 from harness.engine.tracing import trace
 from harness.errors import ConfigError, ModelError, UnknownName
 from harness.models import build
-from harness.models.weights import adopt, freeze, unfreeze
+from harness.models.weights import adopt, digest_of, freeze, take_over, unfreeze
 
 torch.set_num_threads(1)
 
@@ -562,3 +564,65 @@ def test_a_network_that_cannot_be_built_says_why(
         name: str, settings: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         small(name, **settings)
+
+
+def file_of(state: Mapping[str, Tensor], folder: Path, name: str) -> str:
+    torch.save(dict(state), folder / name)
+    return str(folder / name)
+
+
+@pytest.mark.rows("R001")
+def test_a_file_gives_what_fits_if_part_of_it_is_enough(tmp_path: Path) -> None:
+    """ImageNet's convolutions under the seed's head."""
+    theirs, mine = small("vgg11"), small("vgg11", options={"head": "seed"})
+    before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
+    file = file_of(theirs.state_dict(), tmp_path, "w.pt")
+    with pytest.raises(ModelError, match=r"(?s)does not fit.*model.partly: true"):
+        take_over(mine, file, "vgg11", partly=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in mine.state_dict().items())
+    left = take_over(mine, file, "vgg11", partly=True)
+    assert left == tuple(name for name in before if name.startswith("classifier"))
+    for name, tensor in mine.state_dict().items():
+        wanted = before if name in left else theirs.state_dict()
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_torchvisions_own_weights_come_from_its_cache(tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a person puts them there who has no network; squeezenet's file is the smallest."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    theirs = torchvision.models.squeezenet1_1(weights=None)
+    file_of(theirs.state_dict(), tmp_path / "hub" / "checkpoints", "squeezenet1_1-b8a52dc0.pth")
+    mine = build("torchvision/squeezenet1_1", num_classes=1000, in_channels=3, width=1.0,
+                 input_size=64)
+    assert take_over(mine, "torchvision", "torchvision/squeezenet1_1", partly=False) == ()
+    assert torch.equal(mine.state_dict()["features.0.weight"],
+                       theirs.state_dict()["features.0.weight"])
+
+
+@pytest.mark.parametrize(("network", "told"), [
+    ("squeezenet1_1", r"squeezenet1_1 here: .*Fetch https://.*squeezenet1_1-.*put it at .*hub"),
+    ("resnet20", "torchvision has no weights of resnet20. Give a file"),
+])
+def test_weights_that_torchvision_cannot_give_are_told_with_a_way_out(
+        network: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(ModelError, match=told):
+        take_over(small("vgg11"), "torchvision", network, partly=False)
+
+
+def test_weights_are_known_by_what_is_in_them(tmp_path: Path) -> None:
+    state = small("vgg11").state_dict()
+    one, other = (file_of(state, tmp_path, name) for name in ("a.pt", "b.pt"))
+    Path(other).write_bytes(Path(one).read_bytes())
+    assert digest_of(one, "vgg11") == digest_of(other, "vgg11")
+    Path(other).write_bytes(b"else")
+    assert digest_of(one, "vgg11") != digest_of(other, "vgg11")
+    assert digest_of(None, "vgg11") is None
+    assert digest_of("torchvision", "vgg16") != digest_of("torchvision", "vgg11")

@@ -87,6 +87,13 @@ class Data:
         return "pixels" if self.train.targets.dim() == 3 else "classes"
 
     @property
+    def measure(self) -> str:
+        """What `accuracy` is here, in words."""
+        if self.task == "classes":
+            return "top-1 accuracy"
+        return f"IoU of {self.labels[1]}" if self.num_classes == 2 else "mean IoU"
+
+    @property
     def ignore_label(self) -> int | None:
         """The target of pixels that count for nothing, also of those that varying brings in."""
         return IGNORE if self.task == "pixels" else None

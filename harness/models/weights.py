@@ -1,11 +1,84 @@
 """What of a network's weights is taken over from another, and what of them may learn."""
 
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
 
 import torch
+import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.errors import ModelError, UnknownName, unknown
+from harness.settings import TORCHVISION
+
+
+def take_over(model: nn.Module, source: str, network: str, *, partly: bool) -> tuple[str, ...]:
+    """Give a network the weights of a file, or torchvision's of this name; in place.
+
+    partly: take what fits by name and shape; else all must. Returns the tensors that keep the
+    values they had. Raises ModelError, the model then being as it was.
+    """
+    try:
+        state = _torchvisions(network) if source == TORCHVISION else _of_file(Path(source))
+    except ModelError:
+        raise
+    except Exception as error:  # pickle, zip and safetensors each raise their own
+        # Not torch's words: it advises to trust the file.
+        raise ModelError(f"model.weights: {source} is no file of weights: a state dict in "
+                         "safetensors, or one that torch.save wrote, with nothing else in it."
+                         ) from error
+    if partly:
+        return adopt(model, state)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        raise ModelError(f"model.weights: {source} does not fit: {error}\nmodel.partly: true takes "
+                         "what fits.") from error
+    return ()
+
+
+def digest_of(source: str | None, network: str) -> str | None:
+    """Which weights these are, whatever the file is called; None for none."""
+    if source is None:
+        return None
+    if source == TORCHVISION:
+        return f"{TORCHVISION}/{_enum(network).url}"
+    try:
+        return sha256(Path(source).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"model.weights: {source} cannot be read: {error.strerror}.") from error
+
+
+def _of_file(path: Path) -> Mapping[str, Tensor]:
+    state: Mapping[str, Tensor] = (
+        load_file(path) if path.suffix == ".safetensors"
+        else torch.load(path, map_location="cpu", weights_only=True))
+    return state
+
+
+def _torchvisions(network: str) -> Mapping[str, Tensor]:
+    """Fetched, or found in torch's cache."""
+    weights = _enum(network)
+    try:
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # urllib, ssl, sockets, and a hash that is wrong
+        file = weights.url.rpartition("/")[2]
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ModelError(f"model.weights: {TORCHVISION} has no weights of {network} here: {error}. "
+                         f"Fetch {weights.url} on a machine that can, and put it at "
+                         f"{folder / file}.") from error
+    return state
+
+
+def _enum(network: str) -> torchvision.models.WeightsEnum:
+    name = network.removeprefix(f"{TORCHVISION}/")
+    try:
+        found: torchvision.models.WeightsEnum = torchvision.models.get_model_weights(name).DEFAULT
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"model.weights: {TORCHVISION} has no weights of {network}. Give a file, "
+                         "or a network that it knows.") from error
+    return found
 
 
 def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
     walked = [r for _, r in results] + [c.result for c in controls if c.result]
     baseline = agent.experiment.baseline
     replicates = agent.study.config.replicates if champion else 0
-    effort = effort_of(walked, len(baseline.epochs), 1 + replicates)
+    effort = effort_of(walked, len(agent.experiment.trained.epochs), 1 + replicates)
     whole = agent.experiment.whole.macs
     reached = [(f.macs / whole, f.accuracy) for _, r in results for f in r.finals]
     reached.append((1.0, baseline.accuracy))
@@ -108,7 +108,8 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
         saved_with_baselines=effort.saved_with_baselines,
         seconds=sum(r.seconds for r in walked), bookkeeping=costs_of(agent.ledger),
         experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
-        checkpoint=checkpoint, weights=weights, notes=tuple(notes))
+        checkpoint=checkpoint, weights=weights, notes=tuple(notes),
+        measure=agent.experiment.data.measure)
     _write(agent, outcome, effort)
     return outcome
 
@@ -316,6 +317,7 @@ def _description(outcome: Outcome) -> str:
                   f"of the FLOPs; the baseline has {percent(whole.accuracy)} "
                   f"({percent(whole.test_accuracy)}). Settings: {settings}.")
     lines = [f"**Asked for:** {outcome.question}.", f"**Found:** {answer}",
+             f"Accuracy here is {outcome.measure}.",
              "\n".join(f"- {text}" for text in outcome.verdict)]
     return "\n\n".join(line for line in lines if line)
 

@@ -20,6 +20,7 @@ from harness.runtime import memory_let_go
 from harness.settings import SCRATCH
 from harness.sweep.agent import IDLE_S, NO_FAULT, Agent, failed_line
 from harness.sweep.claims import Claim
+from harness.sweep.ledger import Ledger
 from harness.sweep.results import Final, Result, result_of
 from harness.sweep.runs import named
 from harness.sweep.space import Settings
@@ -49,6 +50,12 @@ class Control:
     def from_json(cls, facts: Mapping[str, Any]) -> "Control":
         result = Result.from_json(facts["result"]) if facts["result"] else None
         return cls(**{**facts, "result": result})
+
+
+def controls_of(ledger: Ledger) -> list[Control]:
+    """All that have run in a study."""
+    return [Control.from_json(facts) for key, facts in ledger.study.user_attrs.items()
+            if key.startswith("control-") and isinstance(facts, dict)]
 
 
 @dataclass

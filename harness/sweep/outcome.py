@@ -36,6 +36,7 @@ class Outcome:
     """A finished study. `weights`: checksum of the champion's weights, for comparing two runs.
 
     question: what it was asked for, in words. is_exhausted: there are no more settings to try.
+    measure: what accuracy is, in words.
     comparisons: the champion's settings against each control; verdict: a sentence on each.
     hypervolume, curve_area: of all its networks, see `analysis.pareto`. bookkeeping: what writing
     down has cost the agents, see `sweep.bookkeeping.metrics`.
@@ -66,6 +67,7 @@ class Outcome:
     checkpoint: str
     weights: str
     notes: tuple[str, ...] = ()
+    measure: str = "top-1 accuracy"
 
     @property
     def champion(self) -> Row | None:

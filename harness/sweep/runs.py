@@ -142,6 +142,8 @@ class Runs:
         self.tracker.log_data(run_id, name=experiment.data.name,
                               digest=experiment.data.fingerprint[:16], context="training")
         self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
+        if experiment.new_weights:
+            self.tracker.set_tags(run_id, {"weights.new": experiment.new_weights_told})
         self.tracker.set_tags(self.run_id, facts(experiment.device))
 
     def trial(self, trial: optuna.Trial, config: RunConfig) -> str:
