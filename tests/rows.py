@@ -24,13 +24,11 @@ OPEN: Mapping[str, str] = {
     "R096": "its cache",
     "R097": "layer-wise plans of sparsities",
     "R098": "saving and measuring sparse networks",
-    "R107": "grids over networks and subsets with repetitions",
     "R110": "listing channels before fine-tuning",
     "R113": "accuracies of every epoch, top-5",
     "R115": "a file of pruned channels that replays",
     "R116": "models at milestones",
     "R117": "training work and memory as metrics",
-    "R120": "branching, evaluating only, a dry run",
     "R122": "pictures of weights",
     "R123": "pictures of sensitivity",
     "R124": "accuracy over what was removed",
@@ -39,7 +37,7 @@ OPEN: Mapping[str, str] = {
     "R127": "class activation maps",
     "R128": "norms, differences, times, costs",
     "R129": "maps of masks and activations",
-    "R130": "verbs for evaluating, sensitivity, activation maps and comparing",
+    "R130": "verbs for sensitivity, activation maps and comparing",
     "R132": "the table of ADaPT's keys, and clashes of its modes",
 }
 

@@ -571,7 +571,7 @@ def file_of(state: Mapping[str, Tensor], folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-@pytest.mark.rows("R001")
+@pytest.mark.rows("R001", "R002")
 def test_a_file_gives_what_fits_if_part_of_it_is_enough(tmp_path: Path) -> None:
     """ImageNet's convolutions under the seed's head."""
     theirs, mine = small("vgg11"), small("vgg11", options={"head": "seed"})
@@ -587,6 +587,7 @@ def test_a_file_gives_what_fits_if_part_of_it_is_enough(tmp_path: Path) -> None:
         assert torch.equal(tensor, wanted[name]), name
 
 
+@pytest.mark.rows("R001", "R002")
 def test_torchvisions_own_weights_come_from_its_cache(tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """As a person puts them there who has no network; squeezenet's file is the smallest."""

@@ -160,6 +160,7 @@ def test_the_store_changes_no_bit(tmp_path: FilePath, criterion: str, ranking: s
         assert a.plan == b.plan == c.plan
 
 
+@pytest.mark.rows("R120")
 def test_trials_share_what_they_have_in_common(tmp_path: FilePath) -> None:
     """A floor that does not bind changes nothing: the longer trial begins as the short one."""
     short, long = Work(), Work()
@@ -172,6 +173,7 @@ def test_trials_share_what_they_have_in_common(tmp_path: FilePath) -> None:
     assert equal(alone[-1], walked[-1])
 
 
+@pytest.mark.rows("R120")
 def test_a_walk_that_was_cut_short_goes_on_at_its_last_stage(tmp_path: FilePath) -> None:
     settings = Settings(5, 70, criterion="taylor")
     undisturbed, _ = steps(NoStore(), Work(), settings)

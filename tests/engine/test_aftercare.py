@@ -41,7 +41,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> list[object]:
 # --- a dry run ------------------------------------------------------------------------------------
 
 
-@pytest.mark.rows("R041")
+@pytest.mark.rows("R041", "R120")
 @pytest.mark.parametrize("net", [nets.residual, nets.depthwise, nets.size_in_view])
 def test_a_dry_run_says_what_a_run_does_and_touches_nothing(net: nets.Net) -> None:
     model, example, optimizer = trained(net)

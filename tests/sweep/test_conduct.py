@@ -194,7 +194,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
     return lives
 
 
-@pytest.mark.rows("R106")
+@pytest.mark.rows("R106", "R120")
 def test_death_at_any_moment_changes_nothing(whole: Whole, tmp_path: Path, moments: list[Life],
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """Every life is one write longer than the one before, and begins where that one ended."""

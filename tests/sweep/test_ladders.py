@@ -11,6 +11,7 @@ from tiny import Machine
 from torch import nn
 
 from harness import experiment
+from harness.config import short
 from harness.tracking import MemoryRun
 from harness.trajectories import Lab, Stage, Step, walk
 
@@ -32,7 +33,7 @@ def climbed(folder: Path, key: str, rungs: list[Any], **changes: Any) -> Iterato
         len(rungs), base=base, space={key: rungs}, sampler={"name": "grid"}, controls=[]))
     runs = machine.runs("trial")
     assert outcome.settings_finished == len(runs) == len(rungs)
-    named = [run.params[key] for run in runs]
+    named = [run.params[short(key)] for run in runs]
     assert named == [str(rung) for rung in rungs]
     return zip(rungs, runs)
 
