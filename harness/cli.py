@@ -50,6 +50,10 @@ def _set(function: Any) -> Any:
                         help="Override settings of the run; may be repeated.")(function)
 
 
+_dry_run = click.option("--dry-run", "is_dry", is_flag=True,
+                        help="Say what would be done; train nothing, write nothing.")
+
+
 def _of_study(function: Any) -> Any:
     """What names a study, and where it is kept."""
     options = [
@@ -81,13 +85,14 @@ cli.add_command(data)
 @_of_study
 @click.option("--trials", callback=_count, help="How many different settings to finish.")
 @click.option("--agents", callback=_count, metavar="N", help="Processes at work on it. [1]")
+@_dry_run
 @click.option("--pause", "order", flag_value="pause",
               help="Its agents, wherever they run, finish their step and wait.")
 @click.option("--resume", "order", flag_value="go", help="They go on, and new ones may come.")
 @click.option("--stop", "order", flag_value="stop", help="They finish their step and leave.")
 def study(name: str, profile: str | None, trials: int | None, config: str | None,
           storage: str | None, overrides: Sequence[str], home: str | None, lease: float | None,
-          agents: int | None, order: str | None) -> None:
+          agents: int | None, order: str | None, is_dry: bool) -> None:
     """Run a study, go on with it, or show what it found.
 
     NAME is a file, or the name of one in studies/.
@@ -100,6 +105,9 @@ def study(name: str, profile: str | None, trials: int | None, config: str | None
     console = Console()
     loaded = _load_study(name, profile, config, overrides, trials)
     place = _place(home, storage, lease)
+    if is_dry:
+        _forecast(console, loaded, place.home)
+        return
     if order is not None:
         console.say(f"{command(loaded, place, Order(order))}: told to {order}")
         return
@@ -195,9 +203,10 @@ def _with_agents(console: "Console", loaded: "Study", place: "Place", count: int
 
 @cli.command()
 @click.argument("config")
+@_dry_run
 @_set
 @_home
-def run(config: str, overrides: Sequence[str], home: str | None) -> None:
+def run(config: str, is_dry: bool, overrides: Sequence[str], home: str | None) -> None:
     """Run one trajectory: prune, retrain, ..., final fine-tune; tracked in MLflow.
 
     CONFIG is a file, or the name of one in configs/.
@@ -209,6 +218,9 @@ def run(config: str, overrides: Sequence[str], home: str | None) -> None:
     console = Console()
     loaded = _load_run(config, overrides)
     root = _home_of(home)
+    if is_dry:
+        _forecast(console, loaded, root)
+        return
     with StudyScreen(console) as screen:
         single = run_one(loaded, root, lambda: _tracker(loaded.name, root), screen)
     console.table(f"{loaded.name}: {single.reason}", single.columns, single.rows, single.notes)
@@ -484,6 +496,13 @@ def _list_criteria() -> None:
              (c.score.__doc__ or "").splitlines()[0]] for name, c in CRITERIA.items()]
     Console().table("criteria", ["name", "needs", "normalized by", "options", "what"], rows, [
         "a person's own: package.module:function; prune.flops_penalty goes on top of any."])
+
+
+def _forecast(console: "Console", asked: Any, home: Path) -> None:
+    from harness.sweep.forecast import forecast
+
+    found = forecast(asked, home)
+    console.table(found.title, found.columns, found.rows, found.notes)
 
 
 def _home_of(home: str | None) -> Path:

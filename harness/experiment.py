@@ -194,10 +194,15 @@ class Experiment:
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         return ", ".join(names[:6]) + more
 
+    @property
+    def key(self) -> str:
+        """By which the store knows the whole network, trained."""
+        return key_of(self._root)
+
     @cached_property
     def trained(self) -> Stage:
         """The whole network, trained on all; found in the store if it was trained before."""
-        key = key_of(self._root)
+        key = self.key
         recipe = recipe_of(self.config, "baseline")
         work = Training(self.config, self.data, self.watcher)
         if self.watcher:
@@ -286,7 +291,7 @@ class Experiment:
         work = self._work(self.config)
         if self.watcher:
             self.watcher.step(1, "from scratch", 0.0)
-        stage = self.lab(self.config).newborn(twin, work.facts(recipe), key_of(self._root),
+        stage = self.lab(self.config).newborn(twin, work.facts(recipe), self.key,
                                   lambda model, seed: work.fit(model, recipe, seed))
         cost = self._lab.graph.cost(stage.plan)
         percentage = 100 * (1 - cost.filters / self.whole.filters)
@@ -327,7 +332,7 @@ class Experiment:
 
         try:
             if config.finetune.weights == "new":
-                return lab.newborn(step.stage, work.facts(recipe), key_of(self._root), fit)
+                return lab.newborn(step.stage, work.facts(recipe), self.key, fit)
             return lab.leaf(step.stage, work.facts(recipe), fit)
         except TrainingError as error:
             raise TrainingError(f"final fine-tune of step {step.number}: {error}") from error
@@ -351,7 +356,7 @@ class Experiment:
 
     def found(self) -> Stage | None:
         """The whole network as trained, if the store has it; nothing is trained."""
-        return self.stage(key_of(self._root))
+        return self.stage(self.key)
 
     def cost_at(self, stage: Stage) -> Cost:
         """The stage's network, counted."""

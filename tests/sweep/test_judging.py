@@ -64,7 +64,8 @@ def test_without_being_asked_nobody_reads_the_test_split(home: Path) -> None:
 def test_the_table_on_disk_has_every_number(home: Path, tmp_path: Path) -> None:
     judged = judge_study(STUDY, Place.at(home), [], with_test=False)
     path = write_csv(judged, tmp_path / "deep" / "all.csv")
-    rows = list(csv.DictReader(path.open()))
+    with path.open() as stream:
+        rows = list(csv.DictReader(stream))
     values = {(r["network"], r["replicate"], r["split"], r["measure"]): float(r["value"])
               for r in rows}
     for each in judged:
