@@ -1,5 +1,5 @@
 # The same words for people and for CI.
-.PHONY: install check test smoke coverage bench
+.PHONY: install check test smoke networks bench pins
 
 install:
 	pip install -e '.[test]'
@@ -15,11 +15,17 @@ test:
 smoke:
 	mlflow run . -P study=vgg16_budget -P profile=smoke
 
-# Every network of torchvision, cut in half and checked: docs/coverage.md (over an hour).
-coverage:
-	python -m benchmarks.coverage --resume
+# Every network of torchvision, cut in half and checked: docs/networks.md (over an hour).
+networks:
+	python -m benchmarks.networks --resume
 
 # The engine beside Torch-Pruning: benchmarks/results/.
 bench:
 	pip install -e '.[bench]'
 	python -m benchmarks.bench_engine
+
+# The versions of the active environment, in which all tests have passed: constraints.txt.
+pins:
+	pip install -q -e '.[test,bench]'
+	(sed '/^#/!d' constraints.txt; pip freeze --exclude-editable | grep ==) > constraints.new
+	mv constraints.new constraints.txt

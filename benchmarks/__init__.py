@@ -1,1 +1,1 @@
-"""Proofs and measurements of the whole library: `python -m benchmarks.coverage`, `bench_engine`."""
+"""Proofs and measurements of the whole library: `python -m benchmarks.networks`, `bench_engine`."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import engine_page, machine, steps, surgery_ways, zoo
 from benchmarks.children import ROOT, Answer, answer, ask, first_line, limit_memory
-from benchmarks.coverage_checks import flops_of, resource_of
+from benchmarks.network_checks import flops_of, resource_of
 from harness import Graph, trace
 from harness.engine.surgery import cut
 

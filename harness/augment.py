@@ -5,6 +5,7 @@ Each way is called as way(inputs, targets, generator) and returns both. What com
 a picture is 0, its mean; in a mask it is IGNORE, which counts for nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,8 +71,47 @@ def rotate(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
     return _one_by_one(turn, inputs, targets, generator)
 
 
+def blur(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
+    """Every fifth picture, by chance, out of focus: a Gaussian of 2 to 7 pixels, as seed 001's."""
+    inputs = inputs.clone()
+    for picture in _some(len(inputs), generator):
+        deviation = 2 + 5 * float(torch.rand((), generator=generator))
+        inputs[picture] = v2.functional.gaussian_blur(inputs[picture], [7, 7], [deviation] * 2)
+    return inputs, targets
+
+
+def lines(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
+    """One to nine bright lines over every fifth picture, by chance: glints, as seed 001 has them.
+
+    From places in the middle of the picture in all directions, up to half of it long; masks stay.
+    """
+    _, _, height, width = inputs.shape
+    side = max(height, width)
+    rows = torch.arange(height)[:, None] - (height - 1) / 2
+    columns = torch.arange(width)[None, :] - (width - 1) / 2
+    inputs, bright = inputs.clone(), inputs.amax()
+    for picture in _some(len(inputs), generator):
+        lit = torch.zeros(height, width, dtype=torch.bool)
+        for _ in range(int(torch.randint(1, 10, (), generator=generator))):
+            x, y, turn, long = torch.rand(4, generator=generator).tolist()
+            turn *= 2 * math.pi
+            right, down = columns - 0.4 * (x - 0.5) * width, rows - 0.4 * (y - 0.5) * height
+            along = (right * math.cos(turn) + down * math.sin(turn)).clamp(0, long * side / 2)
+            away = torch.hypot(right - along * math.cos(turn), down - along * math.sin(turn))
+            lit |= away <= max(0.5, side / 250)
+        inputs[picture] = torch.where(lit.to(inputs.device), bright, inputs[picture])
+    return inputs, targets
+
+
 AUGMENTATIONS: Mapping[str, Way] = {
-    "none": none, "shift": shift, "flip": flip, "crop": crop, "rotate": rotate}
+    "none": none, "shift": shift, "flip": flip, "crop": crop, "rotate": rotate, "blur": blur,
+    "lines": lines}
+
+
+def _some(count: int, generator: torch.Generator) -> list[int]:
+    """Numbers of about a fifth of so many pictures."""
+    chosen: list[int] = (torch.rand(count, generator=generator) < 0.2).nonzero().flatten().tolist()
+    return chosen
 
 
 def _window(maps: Tensor, rows: Tensor, columns: Tensor, most: int, outside: int) -> Tensor:

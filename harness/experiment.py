@@ -542,6 +542,7 @@ def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
         layer_types=prune.layer_types, only_follow=prune.only_follow, one_by_one=prune.one_by_one,
         certify=prune.certify, seed=config.seed, flops_penalty=prune.flops_penalty,
         settle_batches=prune.settle_batches, ranking_mode=prune.ranking_mode, fold=prune.fold,
+        renew=prune.renew,
         norm_batches=prune.norm_batches, retrain_last=config.retrain.after_last)
 
 
@@ -625,6 +626,7 @@ def _wrong_modules(config: RunConfig, model: nn.Module) -> list[Mistake]:
     named = {n for n, _ in model.named_modules() if n}
     told = [*unknown_in_floors(modules, _floors(config)),
             *unknown_modules("only_follow", modules, prune.only_follow),
+            *unknown_modules("renew", modules, prune.renew),
             *unknown_modules("ratios", modules, prune.ratios),
             *unknown_modules("ignore", named, prune.ignore)]
     weights = modules_of(f"{name}.weight" for name in weights_of(model))

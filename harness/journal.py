@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from harness.analysis.plots import layer_widths
+from harness.analysis.removal import Removed, removed
 from harness.engine.cost import Cost
 from harness.errors import ClaimLost, HandedBack, StoreError, TrackingError
 from harness.tracking import Point, Tracker
@@ -88,6 +89,12 @@ class Journal:
             self.tracker.log_image(self.run_id, picture, key="layer_widths", step=step.number)
         last = layer_widths(whole, self.widths(steps[-1].cost))
         self.tracker.log_image(self.run_id, last, key="final_layer_widths", step=0)
+
+    def removals(self, steps: Sequence[Step]) -> None:
+        """Parameters that have gone, of every layer and block at every step: number and percent."""
+        rows = [(s.number, *row) for s in steps for row in removed(self.whole, s.cost)]
+        names = ("step", *Removed._fields)
+        self.tracker.log_table(self.run_id, dict(zip(names, map(list, zip(*rows)))), "removed.json")
 
     def plans(self, steps: Sequence[Step]) -> None:
         """The exact channels that every step kept: original numbers, by group."""

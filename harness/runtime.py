@@ -57,18 +57,25 @@ def settle(threads: int) -> None:
 
 @contextmanager
 def memory_let_go() -> Iterator[None]:
-    """What fails inside leaves no network and no batch behind, on a card least of all.
+    """What is heavy runs in here: it begins with what a card's cache had kept given back.
 
-    They hang on the frames of the error's traceback, for as long as anybody has the error.
+    And if it fails, it leaves no network and no batch behind: they hang on the frames of the
+    error's traceback, for as long as anybody has the error.
     """
+    _empty_cache()
     try:
         yield
     except RuntimeError as error:  # torch's; out of memory included
         clear_frames(error.__traceback__)
         gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        _empty_cache()
         raise
+
+
+def _empty_cache() -> None:
+    """Nothing where no card is used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def seed_of(key: str) -> int:

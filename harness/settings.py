@@ -128,7 +128,7 @@ Dimension = Annotated[
     Annotated[Ladder, Tag(LADDER)]
     | Annotated[dict[str, Any], BeforeValidator(_range), Tag(RANGE)],
     Discriminator(lambda value: LADDER if isinstance(value, list) else RANGE)]
-Augmentation = Literal["none", "shift", "flip", "crop", "rotate"]
+Augmentation = Literal["none", "shift", "flip", "crop", "rotate", "blur", "lines"]
 Augmentations = Annotated[
     Annotated[Augmentation, Tag(ONE)] | Annotated[list[Augmentation], Tag(IN_ORDER)],
     Discriminator(lambda value: IN_ORDER if isinstance(value, list) else ONE)]
@@ -365,6 +365,8 @@ class Prune(Section):
     """Check every cut against the silenced network."""
     fold: bool = False
     """Put what constant channels that go gave their readers into the readers' biases, if exact."""
+    renew: list[str] = []
+    """Modules whose weights begin anew after every cut (as seed 003 did with its classifier)."""
     norm_batches: Natural = 0
     """Ranking batches on which batch norms are measured afresh after a cut, before it is judged."""
     floors: Floors = Floors()

@@ -26,7 +26,7 @@ from harness.engine.choices import LAYER_TYPES, not_chosen
 from harness.engine.cost import Cost
 from harness.engine.criteria import Criterion, Score, Scores, criterion_of
 from harness.engine.evidence import Batch, Gathered, Loss, Settled, Watch, gather
-from harness.engine.floors import Floors, is_number
+from harness.engine.floors import Floors, check_names, is_number, modules_in
 from harness.engine.graph import Example, Graph, Plan
 from harness.engine.latency import latency_tables
 from harness.engine.ledger import Ledger, ledger
@@ -113,6 +113,7 @@ class Settings:
     after every single removal, activations included.
     fold: as `prune` takes it. norm_batches: of the ranking data, on which batch norms are measured
     afresh after a cut, before it is judged. retrain_last: also after the step that meets the end.
+    renew: modules whose weights begin anew after every cut, before it is judged.
     """
 
     filters_per_step: int
@@ -139,6 +140,7 @@ class Settings:
     fold: bool = False
     norm_batches: int = 0
     retrain_last: bool = True
+    renew: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         wrong = [f"{name}: {unknown(kind, given, known)}" for name, kind, given, known in (
@@ -159,7 +161,12 @@ class Settings:
 
     def check(self, graph: Graph) -> None:
         """Raises ConfigError for what is wrong on this network: names, and numbers of layers."""
-        check_on(graph, self.floors, self.only_follow, self.ratios)
+        refused = Mistakes()
+        with refused:
+            check_on(graph, self.floors, self.only_follow, self.ratios)
+        with refused:
+            check_names("renew", modules_in(graph), self.renew)
+        refused.tell()
 
     @property
     def needs_latency(self) -> bool:
@@ -297,6 +304,8 @@ class Lab:
         # True is activity alone: seeds come from keys, and this key is older than other kinds.
         kinds = True if needs == ["activity"] else needs or False
         care: dict[str, Any] = {"fold": True} if settings.fold else {}
+        if settings.renew:
+            care["renew"] = sorted(settings.renew)
         if settings.norm_batches:
             care["norms"] = [settings.norm_batches, self.work.identity["ranking"]]
         key = key_of({"parent": parent.key, "kind": "step", "kept": digest(plan),
@@ -311,6 +320,9 @@ class Lab:
                              certify_cut=settings.certify, fold=settings.fold, norm_batches=batches)
             if done.culprits:
                 raise SizeInForward(done.culprits)
+            with seeded(seed_of(f"{key}/weights")):
+                kept = [f"{name}.{own}".removeprefix(".") for name in sorted(settings.renew)
+                        for own in renew(model.get_submodule(name))]
             model = self._place(model)
             cut_accuracy, _ = self.work.evaluate(model)
             watches: list[Watch] = []
@@ -325,6 +337,8 @@ class Lab:
             extra: dict[str, Any] = {"accuracy_cut": cut_accuracy}
             extra |= {what: asdict(found) for what in ("certificate", "folding", "recalibration")
                       if (found := getattr(done, what)) is not None}
+            if kept:
+                extra["not_renewed"] = kept
             if watches:
                 extra["_gathered"] = watches[-1].gathered
             return model, rows, extra

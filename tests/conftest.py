@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import Guard
 
 pytest.register_assert_rewrite("sweep.desk")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run of all tests fails if it leaves a row of docs/coverage.md without a proof."""
+    config.pluginmanager.register(Guard())
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What kills and restarts processes for minutes runs when it is asked for."""

@@ -215,7 +215,7 @@ def test_the_agnostic_control_has_the_same_epochs_on_all_classes() -> None:
     assert (run.adapt.classes, run.prune.percentage) == (FEW, 30)
 
 
-@pytest.mark.rows("R109", "R107")
+@pytest.mark.rows("R109")
 def test_a_study_says_whether_pruning_for_the_classes_beats_pruning_for_all(tmp_path: Any) -> None:
     study = tiny.study(trials=2, controls=["agnostic"], replicates=2, budget={"flops": 0.6},
                        base=tiny.run(adapt__classes=FEW, adapt__epochs=1))

@@ -1,10 +1,12 @@
 """Pictures are varied, and masks with them, pixel for pixel, and alike for the same seed."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from harness.augment import AUGMENTATIONS, crop, flip, rotate, shift, vary
+from harness.augment import AUGMENTATIONS, blur, crop, flip, lines, rotate, shift, vary
 from harness.labels import IGNORE
 
 CLASSES = torch.arange(50)
@@ -36,6 +38,7 @@ def test_shift_moves_pictures_by_whole_pixels_and_fills_with_zeros() -> None:
     assert sorted(set(columns.tolist())) == [-2, -1, 0, 1, 2]
 
 
+@pytest.mark.rows("R007")
 def test_flip_mirrors_about_half_of_the_pictures_left_to_right() -> None:
     pictures = torch.randn(200, 2, 6, 5, generator=seeded())
     found, _ = flip(pictures, torch.arange(200), seeded())
@@ -45,6 +48,7 @@ def test_flip_mirrors_about_half_of_the_pictures_left_to_right() -> None:
     assert 70 < sum(mirrored) < 130
 
 
+@pytest.mark.rows("R007")
 def test_crop_shows_a_part_of_every_picture_in_its_whole_size() -> None:
     """A picture whose pixels tell their place: what is seen is a connected part of it."""
     ramp = torch.arange(32.0).expand(50, 1, 32, 32)
@@ -57,6 +61,7 @@ def test_crop_shows_a_part_of_every_picture_in_its_whole_size() -> None:
     assert (found.diff(dim=3) >= 0).all()
 
 
+@pytest.mark.rows("R007")
 def test_rotate_turns_about_the_middle_by_up_to_45_degrees() -> None:
     right = torch.zeros(50, 1, 33, 33)
     right[:, 0, 15:18, 27:30] = 1.0  # 12 pixels to the right of the middle
@@ -72,6 +77,7 @@ def test_rotate_turns_about_the_middle_by_up_to_45_degrees() -> None:
     assert angles.max() > 30
 
 
+@pytest.mark.rows("R012")
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_mask_goes_the_way_of_its_picture(name: str) -> None:
     """A picture painted like its mask still is, but where its edges were smoothed."""
@@ -82,8 +88,7 @@ def test_a_mask_goes_the_way_of_its_picture(name: str) -> None:
     counted = found != IGNORE
     agree = (pictures[:, 0].round() == found)[counted].double().mean()
     assert agree == 1 if name in ("none", "shift", "flip") else agree > 0.9
-    if name != "none":
-        assert not torch.equal(found, masks)
+    assert torch.equal(found, masks) == (name in ("none", "blur", "lines"))
 
 
 @pytest.mark.parametrize("name", ["shift", "rotate"])
@@ -94,6 +99,45 @@ def test_what_comes_in_from_outside_counts_for_nothing(name: str) -> None:
     assert outside.any()
     assert (pictures[:, 0][outside] < 0.99).all()
     assert torch.nn.CrossEntropyLoss().ignore_index == IGNORE
+
+
+@pytest.mark.parametrize("name", ["blur", "lines"])
+def test_about_a_fifth_of_the_pictures_is_spoilt_and_the_others_stay(name: str) -> None:
+    pictures = torch.rand(500, 1, 16, 20, generator=seeded())
+    before = pictures.clone()
+    found, _ = vary(name, pictures, torch.arange(500), seeded())
+    changed = (found != pictures).flatten(1).any(1)
+    assert 70 <= int(changed.sum()) <= 130
+    assert torch.equal(pictures, before), "the given batch is another's"
+
+
+@pytest.mark.rows("R012")
+def test_a_blur_spreads_a_dot_and_keeps_its_weight() -> None:
+    found, _ = blur(dot(50), CLASSES, seeded())
+    blurred = found[found[:, 0, 16, 16] < 1][:, 0]
+    assert len(blurred)
+    torch.testing.assert_close(blurred.sum((1, 2)), torch.ones(len(blurred)))
+    assert bool((blurred[:, 13:20, 13:20] > 0).all())
+    assert int((blurred > 0).sum()) == 49 * len(blurred)
+    # Of 2 pixels or more: the corner has at least exp(-9 / 4) of the middle.
+    assert bool((blurred[:, 13, 13] >= 0.99 * math.exp(-9 / 4) * blurred[:, 16, 16]).all())
+
+
+@pytest.mark.rows("R012")
+def test_lines_are_bright_thin_and_cross_the_middle_of_the_picture() -> None:
+    dark = torch.zeros(100, 3, 64, 64)
+    dark[0, 0, 0, 0] = 2.5
+    found, _ = lines(dark, torch.arange(100), seeded())
+    assert set(found.unique().tolist()) == {0.0, 2.5}
+    lit = (found != dark).any(1)
+    drawn = lit[lit.flatten(1).any(1)]
+    assert torch.equal(found[:, 0, 1:], found[:, 2, 1:]), "of all channels alike"
+    assert bool(drawn[:, 16:48, 16:48].flatten(1).any(1).all())
+    # Nine lines of 32 pixels, one or two wide, at most.
+    assert 1 <= int(drawn.sum((1, 2)).min()) <= int(drawn.sum((1, 2)).max()) <= 9 * 33 * 2
+    spread = drawn.nonzero()[:, 1:]
+    assert spread.min() < 12
+    assert spread.max() > 51
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

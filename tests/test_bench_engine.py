@@ -19,6 +19,7 @@ def chain() -> tuple[nn.Module, torch.Tensor]:
     return model.eval(), torch.randn(2, 3, 8, 8)
 
 
+@pytest.mark.rows("R059")
 def test_all_ways_of_surgery_compute_the_same() -> None:
     """The rounds themselves compare the outputs; they must also have been timed."""
     model, example = chain()

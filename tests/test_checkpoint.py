@@ -38,6 +38,7 @@ def pruned(path: Path) -> tuple[nn.Module, torch.Tensor]:
     return model.eval(), example
 
 
+@pytest.mark.rows("R061", "R141")
 def test_a_fresh_process_computes_the_same(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     model, example = pruned(path)
@@ -51,6 +52,7 @@ torch.save(model(torch.load({str(tmp_path / 'x.pt')!r})).detach(), {str(tmp_path
     assert torch.equal(torch.load(tmp_path / "y.pt"), model(example))
 
 
+@pytest.mark.rows("R061")
 def test_the_file_says_what_it_kept(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     model, _ = pruned(path)
@@ -61,6 +63,7 @@ def test_the_file_says_what_it_kept(tmp_path: Path) -> None:
     assert found.parameters["3.weight"][1].tolist() == found.parameters["0.weight"][0].tolist()
 
 
+@pytest.mark.rows("R061")
 @pytest.mark.parametrize(("damage", "words"), [
     ("missing", "3.bias is missing"), ("shape", r"6.weight has shape \(3, 1\)"),
     ("nan", "0.bias holds numbers that are not finite"),
@@ -98,6 +101,7 @@ def test_another_network_is_refused_by_name(tmp_path: Path) -> None:
         load_pruned(nn.Sequential(nn.Conv2d(1, 2, 3)), path)
 
 
+@pytest.mark.rows("R061")
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01.", b"{}" * 9])
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad"

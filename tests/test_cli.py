@@ -243,6 +243,7 @@ def test_a_budget_that_no_trial_met_ends_with_1_also_when_asked_again(harness: H
         assert "2 settings" in out
 
 
+@pytest.mark.rows("R051")
 def test_a_floor_that_stops_a_run_is_an_answer(harness: Harness) -> None:
     code, out, _ = harness("run", "tiny", "--set", "prune.floors.layer_min=1")
     assert code == 0

@@ -360,6 +360,7 @@ KEYS = ["prune.floors.layer_min.features.0", "prune.floors.min_channels", "prune
         "retrain.label_smoothing", "finetune.epochs", "prune.ranking_examples"]
 
 
+@pytest.mark.rows("R104")
 @pytest.mark.parametrize("key", KEYS)
 def test_every_number_that_leaves_the_baseline_alone_can_be_searched(desk: Path, key: str) -> None:
     """Its settings are those of the run, wherever in it the key is."""
@@ -596,7 +597,7 @@ def test_flat_settings_are_those_that_can_be_set() -> None:
     ("data.size=[1,2,3]", r"data.size: \[1, 2, 3\] must be one number, or \[height, width\]"),
     ("data.size=[0,8]", "data.size.0: 0 must be >= 1"),
     ("data.size=large", "data.size: 'large' must be a whole number"),
-    ("baseline.augment=[flip,turn]", "baseline.augment.1: unknown choice 'turn'.*Known: crop"),
+    ("baseline.augment=[flip,turn]", "augment.1: unknown choice 'turn'.*Known: blur, crop"),
     ("baseline.augment=flap", "baseline.augment: unknown choice 'flap'. Nearest: flip")])
 def test_sizes_and_ways_to_vary_that_do_not_exist_are_told(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

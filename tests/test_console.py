@@ -160,6 +160,7 @@ def test_a_duration_is_shown_in_minutes(duration: float | None, words: str) -> N
     assert seconds(duration) == words
 
 
+@pytest.mark.rows("R118")
 def test_a_piped_study_is_one_line_a_step_and_one_a_trial() -> None:
     settings = "filters_per_step 128, retrain_epochs 2, layer_min 0.1, percentage 85.5"
     numbers = "accuracy 98.61 % | FLOPs 9.87 % | 2 steps | 3 of 10 stages reused | 1:23"

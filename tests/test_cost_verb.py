@@ -59,6 +59,7 @@ def test_a_person_reads_layers_work_and_what_is_cut(harness: Harness) -> None:
     assert "latency" not in out
 
 
+@pytest.mark.rows("R081")
 def test_the_json_is_all_that_is_printed_and_settings_count(harness: Harness) -> None:
     """The settings of the run decide: ignored layers, batches, epochs."""
     code, out, _ = harness("cost", "tiny", "--json", "--set", "prune.ignore=['3']",

@@ -38,6 +38,7 @@ def test_alone_it_lists_every_criterion_with_its_options(capsys: pytest.CaptureF
     assert "weights" in rows["lp"]
 
 
+@pytest.mark.rows("R029", "R140")
 def test_with_a_run_it_compares_them_on_the_baseline(place: Path, monkeypatch: pytest.MonkeyPatch,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
     """Training data only: the test split is never opened."""

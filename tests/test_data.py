@@ -40,6 +40,7 @@ def broken(*, size: int, val: float, test: float, seed: int) -> Data:
 # --- splits --------------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R011")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(counts=st.lists(st.integers(9, 40), min_size=1, max_size=6),  # fewer may leave none
        val=st.floats(0.05, 0.45), test=st.floats(0.05, 0.45), seed=st.integers(0, 9))
@@ -115,6 +116,7 @@ def test_a_channel_that_never_changes_becomes_zero() -> None:
     assert (data.train.inputs[:, 0] == 0).all()
 
 
+@pytest.mark.rows("R011")
 def test_the_test_split_cannot_be_had_without_being_counted() -> None:
     data = toy(size=4, val=0.2, test=0.2, seed=0)
     assert data.test_reads == 0
@@ -230,6 +232,7 @@ def test_masks_that_count_for_nothing_everywhere_are_refused() -> None:
                      seed=0, ignore_label=9)
 
 
+@pytest.mark.rows("R011")
 @pytest.mark.parametrize(("brought", "sizes"), [
     ([TRAIN, TEST], (32, 8, 20)), ([TRAIN, VAL, TEST], (20, 20, 20)), ([TRAIN, VAL], (28, 20, 12))])
 def test_parts_that_a_data_set_brings_stay_and_others_are_taken_from_training(
@@ -263,6 +266,7 @@ def test_parts_without_training_are_refused() -> None:
                      parts=torch.full((20,), TEST))
 
 
+@pytest.mark.rows("R007", "R009")
 def test_known_scalings_are_those_of_torchvision() -> None:
     """ImageNet's mean and deviation, and a half, of pictures from 0 to 1."""
     pictures = torch.randint(0, 256, (12, 3, 4, 4), dtype=torch.uint8,

@@ -28,6 +28,7 @@ def bytes_of(inputs: Tensor) -> list[bytes]:
     return [picture.numpy().tobytes() for picture in pixels]
 
 
+@pytest.mark.rows("R009")
 @pytest.mark.parametrize(("name", "make", "kind"), [
     ("cifar10", files.cifar10, CIFAR10), ("cifar100", files.cifar100, CIFAR100)])
 def test_pictures_and_classes_are_those_that_torchvision_reads(
@@ -52,6 +53,7 @@ def test_validation_is_an_equal_share_of_every_class_of_training(
     assert torch.bincount(data.read_test().targets).tolist() == [2] * 10
 
 
+@pytest.mark.rows("R010")
 @pytest.mark.parametrize(("options", "labels"), [
     ({"subset": "aquatic"}, ["aquarium_fish", "dolphin", "otter", "shark"]),
     ({"subset": "indoors"}, ["bed", "bottle", "chair", "plate"]),
@@ -78,6 +80,7 @@ def test_subsets_are_the_classes_of_their_coarse_classes(
     assert Counter(zip(bytes_of(test.inputs), (data.labels[t] for t in test.targets))) == expected
 
 
+@pytest.mark.rows("R010")
 def test_the_named_sets_have_the_coarse_classes_of_the_paper() -> None:
     """Five classes and 3000 pictures each in the real set; 13 coarse classes in random1."""
     sizes = {name: len(set(coarse or range(20))) for name, coarse in SUBSETS.items()}
@@ -91,6 +94,7 @@ def test_the_named_sets_have_the_coarse_classes_of_the_paper() -> None:
     assert {name for coarse in SUBSETS.values() for name in coarse or ()} <= real
 
 
+@pytest.mark.rows("R010")
 def test_a_network_of_all_classes_may_look_at_a_subset(tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     files.cifar100(tmp_path, monkeypatch)
@@ -137,6 +141,7 @@ def test_a_damaged_file_and_a_missing_one_are_both_named_and_nothing_is_unpickle
         loaded("cifar10", tmp_path)
 
 
+@pytest.mark.rows("R009")
 def test_what_is_there_is_not_fetched_and_what_is_not_there_is(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision fetches; here a stranger does in its place."""

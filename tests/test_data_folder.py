@@ -19,6 +19,7 @@ def seen(split: Split) -> dict[bytes, int]:
     return {x.numpy().tobytes(): int(t) for x, t in zip(split.inputs, split.targets)}
 
 
+@pytest.mark.rows("R007")
 def test_folders_are_classes_by_name(tmp_path: Path) -> None:
     data = loaded(files.by_class(tmp_path, classes=["b", "c", "a"]))
     assert data.labels == ("a", "b", "c")
@@ -26,6 +27,7 @@ def test_folders_are_classes_by_name(tmp_path: Path) -> None:
     assert [len(s) for s in (data.train, data.val, data.read_test())] == [18, 6, 6]
 
 
+@pytest.mark.rows("R007")
 def test_every_picture_keeps_its_class(tmp_path: Path) -> None:
     """Of one shade a class, so that the scaled pictures tell it too."""
     for name, shade in (("dark", 0), ("light", 200)):
@@ -36,6 +38,7 @@ def test_every_picture_keeps_its_class(tmp_path: Path) -> None:
         assert ((split.inputs.mean((1, 2, 3)) > 0).long() == split.targets).all()
 
 
+@pytest.mark.rows("R007")
 def test_its_own_parts_are_taken_and_validation_comes_out_of_training(tmp_path: Path) -> None:
     files.by_class(tmp_path / "train", each=10)
     files.by_class(tmp_path / "test", each=4, seed=1)

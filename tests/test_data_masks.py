@@ -24,6 +24,7 @@ def counts(data: Data) -> list[int]:
     return [int((targets == label).sum()) for label in (-100, *range(data.num_classes))]
 
 
+@pytest.mark.rows("R012")
 def test_the_layout_of_camvid_brings_its_parts(tmp_path: Path) -> None:
     data = loaded(files.camvid(tmp_path, {"train": 8, "val": 3, "test": 4}))
     assert (data.task, data.labels) == ("pixels", ("sky", "road", "car"))
@@ -46,6 +47,7 @@ def test_folders_of_pictures_and_masks_may_have_any_name(tmp_path: Path, has_par
     assert sizes == ([8, 2, 10] if has_parts else [6, 2, 2])
 
 
+@pytest.mark.rows("R012")
 def test_masks_of_colours_and_of_palettes_mean_the_same_as_masks_of_numbers(tmp_path: Path,
                                                                             ) -> None:
     colours = {"sky": [128, 128, 128], "road": [[128, 64, 128], [128, 64, 0]], "car": [64, 0, 128]}

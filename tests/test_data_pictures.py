@@ -49,6 +49,7 @@ def ramp(file: Path, height: int, width: int) -> Path:
     return file
 
 
+@pytest.mark.rows("R007")
 @pytest.mark.parametrize(("fit", "columns", "rows"), [
     ("crop", (64, 191), (0, 255)),  # 40 x 80 to 20 x 20: the middle half of its columns
     ("imagenet", (255 * 22.5 / 80, 255 * 57.5 / 80), (255 / 16, 255 * 15 / 16)),

@@ -79,6 +79,7 @@ def test_mistakes_are_sentences(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert re.search(said, err.replace("\n", " "))
 
 
+@pytest.mark.rows("R008")
 def test_a_folder_of_dogs_and_cats_is_made_and_shown(capsys: pytest.CaptureFixture[str],
                                                      tmp_path: Path) -> None:
     source = files.kaggle(tmp_path / "download")

@@ -56,6 +56,7 @@ def as_folder_with_zip(root: Path) -> Path:
 FORMS = [as_folder, as_flat_folder, as_zip, as_zip_in_zip, as_folder_with_zip]
 
 
+@pytest.mark.rows("R008")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_every_form_of_the_download_gives_the_same_folder(form: Callable[[Path], Path],
                                                           tmp_path: Path) -> None:
@@ -96,6 +97,7 @@ def test_a_seed_chooses_at_random_and_again_the_same(tmp_path: Path) -> None:
         assert not set(each["train/cat"]) & set(each["test/cat"])
 
 
+@pytest.mark.rows("R008")
 def test_broken_pictures_and_doubles_are_left_out_and_told(tmp_path: Path) -> None:
     """Else a picture of training could be in the test under another number."""
     source = as_folder(tmp_path)
@@ -111,6 +113,7 @@ def test_broken_pictures_and_doubles_are_left_out_and_told(tmp_path: Path) -> No
     assert not digests(tmp_path / "out" / "train") & digests(tmp_path / "out" / "test")
 
 
+@pytest.mark.rows("R008")
 def test_too_few_pictures_are_told_and_nothing_is_left_behind(tmp_path: Path) -> None:
     source = as_folder(tmp_path)
     with pytest.raises(DataError, match=r"too few pictures of a cat: 8, of which 6 \+ 3 good ones"):

@@ -117,6 +117,7 @@ def test_evaluating_leaves_the_mode_and_the_statistics() -> None:
     assert torch.equal(model[1].running_mean, before)  # type: ignore[arg-type]
 
 
+@pytest.mark.rows("R085")
 def test_latencies_take_turns_and_are_ordered() -> None:
     calls: list[str] = []
 

@@ -40,6 +40,7 @@ def same(a: Stage, b: Stage) -> bool:
         torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
+@pytest.mark.rows("R013")
 def test_the_baseline_is_trained_when_asked_for_and_never_twice(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(FolderStore(tmp_path))
@@ -53,6 +54,7 @@ def test_the_baseline_is_trained_when_asked_for_and_never_twice(
     assert same(first.baseline, again.baseline)
 
 
+@pytest.mark.rows("R014")
 def test_the_same_run_is_the_same_to_the_bit_and_replicates_differ() -> None:
     first, again, other = opened(), opened(), opened(replicate=1)
     assert same(first.baseline, again.baseline)
@@ -63,6 +65,7 @@ def test_the_same_run_is_the_same_to_the_bit_and_replicates_differ() -> None:
     assert not same(trials[0], trials[2])
 
 
+@pytest.mark.rows("R013")
 @pytest.mark.parametrize("changes", [
     {"data__seed": 1}, {"data__options": {"each": 20}}, {"model__width": 0.5}, {"seed": 1},
     {"replicate": 1}, {"baseline__lr": 0.2}, {"memory_format": "contiguous"},
@@ -92,6 +95,7 @@ def test_an_edited_network_of_ones_own_is_another_network(tmp_path: Path,
     assert opened(data__name="digits", data__size=32, model__name="vgg11")._root["source"] is None
 
 
+@pytest.mark.rows("R064")
 def test_the_first_step_within_the_budget_and_the_last_are_fine_tuned() -> None:
     """Between them the walk goes on from what retraining left, not from the fine-tune."""
     experiment = opened()
@@ -123,6 +127,7 @@ def test_without_a_fine_tune_the_steps_themselves_are_the_end() -> None:
     assert [stage.key for stage in trial.stages] == [s.stage.key for s in trial.steps[1:]]
 
 
+@pytest.mark.rows("R062", "R070", "R088")
 def test_without_retraining_a_step_is_its_cut() -> None:
     experiment = opened(retrain__epochs=0, finetune__epochs=0)
     trial = experiment.trial(experiment.config)
@@ -140,6 +145,7 @@ def test_a_control_stops_at_the_flops_whatever_its_percentage() -> None:
     assert trial.reason == "the MACs are reached"
 
 
+@pytest.mark.rows("R011", "R140")
 def test_no_trial_reads_the_test_split() -> None:
     experiment = opened()
     trial = experiment.trial(experiment.config)
@@ -231,6 +237,7 @@ def test_a_stage_of_a_net_with_sizes_in_forward_is_found_by_its_key(tmp_path: Pa
     assert experiment.stage("no such key") is None
 
 
+@pytest.mark.rows("R013")
 def test_weights_from_a_file_are_where_training_starts(tmp_path: Path) -> None:
     torch.manual_seed(3)
     given = tiny.net()
@@ -298,7 +305,7 @@ def test_settings_are_taken_over_one_by_one() -> None:
 
 WRONG: Mapping[str, Any] = {
     "prune__criterion": "lp", "prune__criterion_options": {"q": 1}, "prune__only_follow": ["33"],
-    "prune__ratios": {"77": 0.5}, "prune__ignore": ["hed"],
+    "prune__ratios": {"77": 0.5}, "prune__ignore": ["hed"], "prune__renew": ["classifier"],
     "prune__floors__layer_min": {"00": 0.5}, "prune__floors__block_min_params": {"0": 0.5}}
 
 
@@ -309,14 +316,15 @@ def test_all_that_does_not_fit_is_told_before_the_data_is_read(monkeypatch: pyte
     with pytest.raises(ConfigError) as caught:
         opened(**WRONG)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "6 mistakes in the run tiny"
+    assert lines[0] == "7 mistakes in the run tiny"
     for line, words in zip(sorted(lines[1:]), (
             "prune.criterion_options: criterion lp: unknown option 'q'. Known: p",
             "prune.floors.block_min_params: unknown module '0'. Known: none.",
             "prune.floors.layer_min: unknown module '00'. Nearest: 0. Known: 0, 1, 12, 3,",
             "prune.ignore: unknown module 'hed'. Known: 0, 1, 10, 11, 12, 2",
             "prune.only_follow: unknown module '33'. Nearest: 3.",
-            "prune.ratios: unknown module '77'. Nearest: 7."), strict=True):
+            "prune.ratios: unknown module '77'. Nearest: 7.",
+            "prune.renew: unknown module 'classifier'."), strict=True):
         assert line.strip().startswith(words)
 
 

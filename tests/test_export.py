@@ -56,6 +56,7 @@ assert not any(name.split(".")[0] in ("harness", "tiny") for name in sys.modules
 """
 
 
+@pytest.mark.rows("R141")
 def test_a_pt2_runs_in_a_process_without_our_code(tmp_path: Path) -> None:
     model, written = exported(tmp_path / "net.pt2", "pt2")
     for count in (1, 2, 7):
@@ -91,6 +92,7 @@ def test_a_state_is_rebuilt_on_a_fresh_network(tmp_path: Path) -> None:
     assert read_checkpoint(written.path).metadata == METADATA
 
 
+@pytest.mark.rows("R083")
 @pytest.mark.parametrize("format", ["pt2", "state"])
 def test_size_and_difference_are_those_of_the_file(format: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / f"net{SUFFIXES[format]}"

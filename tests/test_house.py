@@ -126,6 +126,7 @@ def test_every_room_has_a_floor() -> None:
     assert {room_of(file) for file in FILES} - {"__init__"} <= set(FLOOR)
 
 
+@pytest.mark.rows("R099")
 def test_imports_go_down_and_neighbours_are_strangers() -> None:
     assert [w for w in map(wrong_floors, EVERYTHING) if w] == []
 

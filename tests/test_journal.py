@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+from torch import nn
 
+from harness.analysis.removal import removed
+from harness.engine.cost import Cost, LayerCost
 from harness.errors import HarnessError, StoreError, TrackingError, TrainingError
 from harness.experiment import Experiment, Trial
 from harness.journal import Journal, ending
@@ -22,6 +25,7 @@ def told(experiment: Experiment, trial: Trial, tracker: MemoryTracker, run_id: s
     for step in trial.steps:
         journal.step(step)
     journal.layers(trial.steps)
+    journal.removals(trial.steps)
     journal.plans(trial.steps)
     journal.ledgers(trial.steps)
     journal.epochs(trial.final)
@@ -101,6 +105,7 @@ def test_the_certificate_of_every_cut_is_written_down() -> None:
         assert certificate["difference"] <= certificate["tolerance"]
 
 
+@pytest.mark.rows("R118", "R139")
 def test_the_ledger_of_every_step_is_written_down() -> None:
     """36 filters, 9 a step, to 60 %: asked and reached add up, and groups tell what they keep."""
     trial, _, run = walked(Experiment(tiny.run(), NoStore()))
@@ -113,6 +118,7 @@ def test_the_ledger_of_every_step_is_written_down() -> None:
     assert [round(told[n]["asked"]["filters"], 6) for n in told] == [0.25, 0.5, 0.6]
 
 
+@pytest.mark.rows("R076")
 def test_shares_are_of_the_whole_network() -> None:
     trial, _, run = walked(Experiment(tiny.run(), NoStore()))
     assert run.curve("flops_reduction")[0] == (0, 0.0)
@@ -151,3 +157,45 @@ def test_a_tracker_that_is_gone_does_not_hide_what_was_raised_first() -> None:
     with pytest.raises(HarnessError, match="the loss is nan"):
         with ending(tracker, open_run(tracker)):
             raise TrainingError("the loss is nan")
+
+
+@pytest.mark.rows("R114")
+def test_what_went_of_every_layer_and_block_is_written_down_at_every_step() -> None:
+    """Counted on the live networks; seed 001 draws these as bars."""
+    experiment = Experiment(tiny.run(), NoStore())
+    trial, _, run = walked(experiment)
+    layers, found = (json.loads(run.files[f"{name}.json"]) for name in ("layers", "removed"))
+    kept = {(row[0], row[1]): row[2:] for row in layers["data"]}
+    told = {tuple(row[:3]): row[3:] for row in found["data"]}
+    whole = experiment.model(experiment.baseline)
+    for step in trial.steps:
+        model = experiment.model(step.stage)
+        for name, module in model.named_modules():
+            had = sum(p.numel() for p in whole.get_submodule(name).parameters())
+            if not had:
+                continue
+            left = sum(p.numel() for p in module.parameters())
+            kind = "layer" if name else "block"
+            assert told[step.number, kind, name] == [
+                had, had - left, pytest.approx(100 * (1 - left / had))]
+            if isinstance(module, nn.Conv2d):
+                assert kept[step.number, name][:2] == [module.out_channels, left]
+    assert told[3, "block", ""][1] == sum(told[3, "layer", n][1] for n in "013478") + told[
+        3, "layer", "12"][1] > 0
+
+
+@pytest.mark.rows("R114")
+def test_blocks_are_nodes_of_the_tree_and_no_prefixes_of_letters() -> None:
+    """By hand: 'up1' holds the first two layers, 'up10' the third."""
+    def cost(*params: int) -> Cost:
+        names = ("up1.a.conv", "up1.b", "up10.conv", "empty")
+        return Cost(0, sum(params), 0, 0, tuple(
+            LayerCost(name, 1, count, 0) for name, count in zip(names, params)))
+
+    found = {(row.kind, row.name): row[2:] for row in removed(cost(100, 60, 40, 0),
+                                                              cost(50, 60, 10, 0))}
+    assert found == {
+        ("layer", "up1.a.conv"): (100, 50, 50.0), ("layer", "up1.b"): (60, 0, 0.0),
+        ("layer", "up10.conv"): (40, 30, 75.0), ("block", ""): (200, 80, 40.0),
+        ("block", "up1"): (160, 50, 31.25), ("block", "up1.a"): (100, 50, 50.0),
+        ("block", "up10"): (40, 30, 75.0)}

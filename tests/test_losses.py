@@ -31,6 +31,7 @@ def masks(count: int = 2, classes: int = 3, side: int = 6) -> Tensor:
                          generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.rows("R012")
 @pytest.mark.parametrize(("width", "columns"), [
     (1, [2, 3]), (2, [1, 2, 3, 4]), (3, [0, 1, 2, 3, 4, 5])])
 def test_a_pixel_is_near_an_edge_if_another_class_is_so_few_columns_away(
@@ -95,6 +96,7 @@ def test_a_class_that_is_not_there_brings_no_nan() -> None:
     assert torch.isfinite(given.grad).all()  # type: ignore[arg-type]
 
 
+@pytest.mark.rows("R012")
 def test_signed_distances_are_columns_to_the_border_in_shares_of_the_diagonal() -> None:
     truth = torch.stack([halves()[0] == 0, halves()[0] == 1]).unsqueeze(0).float()
     found = distances(truth)[0, 0] * np.hypot(6, 6)

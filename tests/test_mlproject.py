@@ -1,6 +1,7 @@
 """`mlflow run .` as a person types it, in a clean copy of the tree; and what it stands on."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,12 +9,15 @@ import sysconfig
 import tomllib
 import venv
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from harness.cli import cli
 from harness.tracking import MlflowTracker
@@ -150,12 +154,40 @@ def test_a_python_without_the_harness_is_told_how_to_get_it(tmp_path: Path) -> N
 # --- what is written down twice must agree --------------------------------------------------------
 
 
+@pytest.mark.rows("R133")
 def test_conda_and_pip_ask_for_the_same() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     assert f"python{project['requires-python']}" in conda
     pip, = [entry["pip"] for entry in conda if isinstance(entry, dict)]
     assert sorted(pip) == sorted(project["dependencies"])
+
+
+@pytest.mark.rows("R133")
+def test_every_dependency_is_pinned_to_a_version_within_its_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [Requirement(text) for text in (
+        *project["dependencies"], *chain(*project["optional-dependencies"].values()))]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines()
+             if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    versions = {canonicalize_name(name): version for name, version in pinned.items()}
+    assert len(versions) == len(lines)
+    for requirement in asked:
+        if requirement.name != project["name"]:
+            version = versions[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), f"{requirement}, not {version}"
+
+
+@pytest.mark.rows("R133")
+def test_the_files_of_environments_have_the_names_that_the_documents_use() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "conda.yaml", ROOT / "Makefile"]
+    text = "\n".join(page.read_text() for page in pages)
+    named = re.findall(r"(?:install -c|env create -f) (\S+)", text)
+    assert {"constraints.txt", "conda.yaml"} == set(named)
+    assert all((ROOT / name).is_file() for name in named)
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
+    assert re.findall(r"conda activate (\S+)", text) == [conda["name"]]
 
 
 def test_every_entry_point_names_a_verb_and_options_that_exist() -> None:

@@ -71,6 +71,7 @@ def broken(num_classes: int) -> nn.Module:
     raise IndexError("no such layer")
 
 
+@pytest.mark.rows("R005")
 def test_a_persons_own_network_is_built_by_its_name() -> None:
     net = small(f"{__name__}:own", width=1, options={"depth": 3})
     assert len(convolutions(net)) == 3
@@ -86,8 +87,9 @@ def test_a_factory_of_another_library_is_told_the_number_of_classes() -> None:
 # --- VGG -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R001")
 def test_vgg16_with_the_seeds_head_has_the_numbers_of_the_requirements() -> None:
-    """R001: 4224 filters; 14,714,688 parameters in convolutions, 134,268,738 in all."""
+    """4224 filters; 14,714,688 parameters in convolutions, 134,268,738 in all."""
     net = shapes_only("vgg16", num_classes=2, input_size=224, options={"head": "seed"})
     assert sum(m.out_channels for m in convolutions(net).values()) == 4224
     assert parameters(net.get_submodule("features")) == 14_714_688
@@ -95,6 +97,7 @@ def test_vgg16_with_the_seeds_head_has_the_numbers_of_the_requirements() -> None
     assert gigamacs(net, 3, 224, 224) == pytest.approx(15.35 + 0.12, abs=0.005)
 
 
+@pytest.mark.rows("R001")
 def test_the_seeds_head_is_for_large_pictures_the_small_one_for_small() -> None:
     def linears(size: int) -> list[tuple[int, ...]]:
         net = shapes_only("vgg16", input_size=size)
@@ -105,8 +108,9 @@ def test_the_seeds_head_is_for_large_pictures_the_small_one_for_small() -> None:
     assert linears(64) == [(4096, 512 * 4), (4096, 4096), (10, 4096)]
 
 
+@pytest.mark.rows("R002")
 def test_vgg11_for_small_pictures_is_the_one_of_the_requirements() -> None:
-    """R002: torchvision's head behind a pooling to 7 x 7, the last layer for ten classes."""
+    """Torchvision's head behind a pooling to 7 x 7, the last layer for ten classes."""
     ours = shapes_only("vgg11", options={"head": "imagenet"})
     assert parameters(ours) == 128_807_306
     with torch.device("meta"):
@@ -115,6 +119,7 @@ def test_vgg11_for_small_pictures_is_the_one_of_the_requirements() -> None:
     assert shapes(ours) == shapes(theirs)
 
 
+@pytest.mark.rows("R002")
 def test_the_imagenet_head_answers_as_torchvisions() -> None:
     ours = build("vgg11", num_classes=10, in_channels=3, width=0.0625, input_size=32,
                  options={"head": "imagenet"}).eval()
@@ -125,6 +130,7 @@ def test_the_imagenet_head_answers_as_torchvisions() -> None:
         assert torch.equal(ours(pictures), theirs.eval()(pictures))
 
 
+@pytest.mark.rows("R002")
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "vgg16", "vgg16_bn"])
 def test_convolutions_of_vgg_take_torchvisions_weights(name: str) -> None:
     net = shapes_only(name, input_size=224)
@@ -178,6 +184,7 @@ def test_the_stem_of_resnet_follows_the_picture_unless_told(
     assert (first.kernel_size[0], first.stride[0]) == expected
 
 
+@pytest.mark.rows("R004")
 @pytest.mark.parametrize(("size", "stride"), [(32, 1), (64, 2)])
 def test_mobilenet_keeps_the_resolution_of_small_pictures_at_the_start(
         size: int, stride: int) -> None:
@@ -185,6 +192,7 @@ def test_mobilenet_keeps_the_resolution_of_small_pictures_at_the_start(
     assert first.stride == (stride, stride)
 
 
+@pytest.mark.rows("R004")
 @pytest.mark.parametrize(("size", "stride", "maps"), [(32, 1, 4), (64, 2, 3)])
 def test_squeezenet_keeps_the_resolution_of_small_pictures_at_the_start(
         size: int, stride: int, maps: int) -> None:
@@ -195,6 +203,7 @@ def test_squeezenet_keeps_the_resolution_of_small_pictures_at_the_start(
     assert out.shape[2:] == (maps, maps)
 
 
+@pytest.mark.rows("R004")
 def test_alexnet_for_small_pictures_reads_its_last_maps_in_one_linear_layer() -> None:
     """4 x 4 of 32 pixels after three halvings, 3 x 3 of 31."""
     for size, columns in ((32, 256 * 16), (31, 256 * 9)):
@@ -207,6 +216,7 @@ def test_alexnet_for_small_pictures_reads_its_last_maps_in_one_linear_layer() ->
 # --- residual networks for small pictures --------------------------------------------------------
 
 
+@pytest.mark.rows("R004")
 @pytest.mark.parametrize(("layers", "count"), [
     (20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)])
 def test_cifar_resnets_have_the_layers_and_parameters_of_the_paper(layers: int,
@@ -245,6 +255,7 @@ def option_a(state: dict[str, Tensor], pictures: Tensor) -> Tensor:
     return maps.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
 
 
+@pytest.mark.rows("R004")
 def test_a_cifar_resnet_computes_the_formula_over_the_well_known_names() -> None:
     """So that weights trained elsewhere can be loaded: the state dict has these names alone."""
     generator = torch.Generator().manual_seed(0)
@@ -280,6 +291,7 @@ def zeros(net: nn.Module) -> list[int]:
     return [b.shape[1] for name, b in net.named_buffers() if "shortcut" in name]
 
 
+@pytest.mark.rows("R057")
 def test_the_zeros_of_a_shortcut_shrink_with_their_channels() -> None:
     """All stages are one group: 4 channels of all three stages, 2 + 2 of the last two, 4 + 4 of
     the last. One of each is kept; the trained weights of others know no zeros."""
@@ -322,6 +334,7 @@ UNET = {
 }
 
 
+@pytest.mark.rows("R003")
 def test_unet_has_the_blocks_of_the_seeds_table() -> None:
     found = convolutions(shapes_only("unet", num_classes=2, in_channels=1, input_size=400))
     assert len(found) == 19
@@ -344,6 +357,7 @@ def test_unet_answers_for_every_pixel_of_odd_sizes_too(height: int, width: int) 
         assert net(torch.zeros(1, 1, height, width)).shape == (1, 3, height, width)
 
 
+@pytest.mark.rows("R003")
 def test_unet_joins_the_skip_before_what_comes_from_below() -> None:
     """With every reader of the upsampled half silenced, only the skip is left to matter."""
     net = small("unet", width=0.25).eval()
@@ -376,6 +390,7 @@ RITNET_READERS = {n: [n + 1] for n in range(41)} | {
     28: [29, 31], 32: [33, 35], 36: [37, 39]}
 
 
+@pytest.mark.rows("R003")
 def test_ritnet_has_the_layers_and_blocks_of_the_seeds_table() -> None:
     net = shapes_only("ritnet", num_classes=4, in_channels=1, input_size=400)
     found = convolutions(net)
@@ -394,6 +409,7 @@ def test_ritnet_costs_what_the_requirements_measured(classes: int) -> None:
     assert gigamacs(net, 1, 640, 400) == pytest.approx(16.4, abs=0.05)
 
 
+@pytest.mark.rows("R003")
 def test_the_readers_of_ritnets_convolutions_are_those_of_the_seeds_table() -> None:
     """Found by running the network with all convolutions silent but one: where does it arrive?"""
     net = small("ritnet", width=0.25).eval()
@@ -407,6 +423,7 @@ def test_the_readers_of_ritnets_convolutions_are_those_of_the_seeds_table() -> N
 UNET_READERS = {n: [n + 1] for n in range(18)} | {1: [2, 16], 3: [4, 14], 5: [6, 12], 7: [8, 10]}
 
 
+@pytest.mark.rows("R053", "R054")
 @pytest.mark.parametrize(("name", "readers"), [("unet", UNET_READERS), ("ritnet", RITNET_READERS)])
 def test_the_engine_finds_the_readers_of_the_seeds_hand_written_tables(
         name: str, readers: dict[int, list[int]]) -> None:
@@ -446,8 +463,9 @@ def test_ritnet_answers_for_every_pixel_of_odd_sizes_too(height: int, width: int
 # --- weights that are taken over, or may not learn -----------------------------------------------
 
 
+@pytest.mark.rows("R001")
 def test_the_convolutions_of_another_network_come_under_a_new_head() -> None:
-    """R001: features from torchvision's VGG-16, the head of two classes as it was."""
+    """Features from torchvision's VGG-16, the head of two classes as it was."""
     mine = build("vgg11", num_classes=2, in_channels=3, width=0.0625, input_size=32,
                  options={"head": "seed"})
     other = build("vgg11", num_classes=10, in_channels=3, width=0.0625, input_size=32,
@@ -468,8 +486,9 @@ def test_weights_of_a_stranger_are_refused() -> None:
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 
 
+@pytest.mark.rows("R006")
 def test_a_frozen_part_learns_no_more_until_it_is_unfrozen() -> None:
-    """R006: one step of an optimiser over what wants gradients moves the head alone."""
+    """One step of an optimiser over what wants gradients moves the head alone."""
     net = small("vgg11")
     freeze(net, ["features"])
     assert {n for n, p in net.named_parameters() if p.requires_grad} == {
@@ -552,7 +571,7 @@ def file_of(state: Mapping[str, Tensor], folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-@pytest.mark.rows("R001")
+@pytest.mark.rows("R001", "R002")
 def test_a_file_gives_what_fits_if_part_of_it_is_enough(tmp_path: Path) -> None:
     """ImageNet's convolutions under the seed's head."""
     theirs, mine = small("vgg11"), small("vgg11", options={"head": "seed"})
@@ -568,6 +587,7 @@ def test_a_file_gives_what_fits_if_part_of_it_is_enough(tmp_path: Path) -> None:
         assert torch.equal(tensor, wanted[name]), name
 
 
+@pytest.mark.rows("R001", "R002")
 def test_torchvisions_own_weights_come_from_its_cache(tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """As a person puts them there who has no network; squeezenet's file is the smallest."""

@@ -52,6 +52,7 @@ def test_a_mistyped_resource_is_told_with_its_key() -> None:
     assert (found.key, found.text) == ("prune.floors.layer_min.1", "2.0 must be <= 1.")
 
 
+@pytest.mark.rows("R034")
 def test_a_run_in_steps_of_macs_ends_at_its_share_of_them() -> None:
     config = tiny.run(prune__step={"macs": 0.2}, prune__percentage=50, prune__percentage_of="macs",
                       prune__criterion="l1", finetune__epochs=0)

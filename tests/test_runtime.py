@@ -2,17 +2,33 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from harness import runtime
+from harness import train as training
+from harness.console import QuietScreen
 from harness.errors import ConfigError
-from harness.runtime import bits, code_version, device_of, facts, seed_of, seeded, settle
+from harness.runtime import (
+    bits,
+    code_version,
+    device_of,
+    facts,
+    memory_let_go,
+    seed_of,
+    seeded,
+    settle,
+)
+from harness.sweep.single import run_one
+from harness.tracking import MemoryTracker
 
 CPU = torch.device("cpu")
 
 
+@pytest.mark.rows("R014")
 def test_without_a_card_auto_is_the_cpu_and_a_card_is_refused(
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -21,6 +37,7 @@ def test_without_a_card_auto_is_the_cpu_and_a_card_is_refused(
         device_of("cuda:0")
 
 
+@pytest.mark.rows("R014")
 def test_with_two_cards_auto_is_the_first_and_a_third_is_refused(
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -49,6 +66,7 @@ def test_randomness_outside_is_as_if_nothing_had_been_seeded() -> None:
         assert torch.equal(torch.rand(4), inside)
 
 
+@pytest.mark.rows("R014")
 def test_threads_are_as_asked_and_algorithms_deterministic() -> None:
     settle(2)
     assert torch.get_num_threads() == 2
@@ -93,3 +111,30 @@ def test_facts_of_the_machine_are_all_known_words() -> None:
     assert all(isinstance(value, str) and value for value in found.values())
     assert found["machine.device"] == "cpu"
     assert torch.__version__.startswith(found["version.torch"])
+
+
+@pytest.mark.rows("R015")
+@pytest.mark.parametrize("has_card", [False, True])
+def test_what_a_card_keeps_is_given_back_before_what_is_heavy_and_a_cpu_keeps_nothing(
+        has_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: has_card)
+    with memory_let_go():
+        assert len(emptied) == int(has_card)
+
+
+@pytest.mark.rows("R015")
+def test_baseline_and_trajectory_begin_with_the_cache_given_back(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    train = training.train
+
+    def told(*given: Any, **more: Any) -> Any:
+        events.append("train")
+        return train(*given, **more)
+
+    monkeypatch.setattr(runtime, "_empty_cache", lambda: events.append("emptied"))
+    monkeypatch.setattr(training, "train", told)
+    run_one(tiny.run(prune__percentage=25), tmp_path, MemoryTracker, QuietScreen())
+    assert events == ["emptied", "train", "emptied", "train", "train"]

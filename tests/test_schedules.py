@@ -23,6 +23,7 @@ def rates(recipe: Recipe, losses: Callable[[int], float] = lambda epoch: 1.0) ->
     return [row.lr for row in train(net(), data(), recipe, seed=0, validate=validate)]
 
 
+@pytest.mark.rows("R066")
 def test_milestones_are_adapts_pairs_of_epoch_and_rate() -> None:
     """Seed 004's for AlexNet: 0 .0001, 5 .001, 15 and 25 times .2."""
     pairs = [(0, 1e-4), (5, 1e-3), (15, -1), (25, -1)]
@@ -30,6 +31,7 @@ def test_milestones_are_adapts_pairs_of_epoch_and_rate() -> None:
     assert {epoch: rate_at(pairs, 1.0, 0.2, epoch) for epoch in known} == pytest.approx(known)
 
 
+@pytest.mark.rows("R066")
 def test_a_list_of_steps_is_pytorchs_multi_step() -> None:
     recipe = Recipe(epochs=6, lr=0.1, batch_size=8, schedule="milestones", gamma=0.5,
                     milestones=((2, -1), (4, -1)))
@@ -43,6 +45,7 @@ def test_a_list_of_steps_is_pytorchs_multi_step() -> None:
     assert rates(recipe) == pytest.approx(known)
 
 
+@pytest.mark.rows("R066", "R072")
 @pytest.mark.parametrize("losses", [
     [5, 4, 4, 4, 4, 3, 3, 3, 3, 3], [1] * 10, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0],
     [3, 4, 2, 5, 5, 1, 6, 6, 6, 6]])
@@ -58,11 +61,13 @@ def test_a_plateau_is_pytorchs(losses: list[float]) -> None:
         assert ours.factor == pytest.approx(theirs.get_last_lr()[0])
 
 
+@pytest.mark.rows("R066")
 def test_the_rate_falls_in_the_epoch_after_a_plateau() -> None:
     recipe = Recipe(epochs=5, lr=0.1, batch_size=8, schedule="plateau", patience=1, gamma=0.5)
     assert rates(recipe) == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05])
 
 
+@pytest.mark.rows("R063")
 @pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (3, 1), (4, 2), (7, 3)])
 def test_updates_are_minibatches_and_no_more(updates: int, epochs: int) -> None:
     """20 examples in batches of 8 are three minibatches a pass."""
@@ -98,6 +103,7 @@ def trained(recipe: Recipe, losses: list[float]) -> tuple[list[float], list[dict
     return [row.val.loss for row in rows], states, model
 
 
+@pytest.mark.rows("R072", "R091")
 def test_the_best_epochs_weights_stay_and_the_rows_end_with_it() -> None:
     recipe = Recipe(epochs=4, lr=0.1, batch_size=8, keep="best")
     rows, states, model = trained(recipe, [3.0, 1.0, 2.0, 1.5])
@@ -106,6 +112,7 @@ def test_the_best_epochs_weights_stay_and_the_rows_end_with_it() -> None:
     assert not torch.equal(states[1]["0.weight"], states[3]["0.weight"])
 
 
+@pytest.mark.rows("R072")
 def test_training_ends_early_when_validation_has_not_improved() -> None:
     recipe = Recipe(epochs=9, lr=0.1, batch_size=8, early_stop=2)
     rows, states, model = trained(recipe, [3.0, 1.0, 2.0, 1.0, 0.5, 0.1])

@@ -41,6 +41,7 @@ def opened(work: base.Work, store: Store | None = None) -> tuple[Lab, Stage]:
     return base.lab(store or NoStore(), work)
 
 
+@pytest.mark.rows("R019")
 @pytest.mark.parametrize("ranking", ["merged", "pass"])
 @pytest.mark.parametrize("name", ["ipad", "apoz", "entropy", "taylor_weight"])
 def test_every_kind_of_evidence_rides_along_or_takes_a_pass(tmp_path: FilePath, name: str,
@@ -117,6 +118,7 @@ def test_prune_tells_how_many_batches_it_used() -> None:
     assert sum(len(kept) for kept in plan.kept.values()) == 24
 
 
+@pytest.mark.rows("R027")
 def test_options_and_the_penalty_reach_the_scores() -> None:
     made, start = opened(base.Work())
     plain = made.scores(start, Settings(8, criterion="lp"))
@@ -168,6 +170,7 @@ def test_every_criterion_ranks_a_walk() -> None:
         assert end.reached, name
 
 
+@pytest.mark.rows("R019")
 def test_passes_in_train_and_in_eval_mode_are_kept_apart(tmp_path: FilePath) -> None:
     made, start = opened(Batches(), FolderStore(tmp_path))
     settings = Settings(8, criterion="taylor", ranking="pass")
@@ -178,6 +181,7 @@ def test_passes_in_train_and_in_eval_mode_are_kept_apart(tmp_path: FilePath) -> 
     assert all(torch.equal(own[g], again[g]) for g in own)
 
 
+@pytest.mark.rows("R019", "R140")
 def test_a_pass_goes_over_the_split_that_is_asked_for_and_never_over_the_test_split() -> None:
     data = tiny.digits(size=8, val=0.2, test=0.2, seed=0)
 

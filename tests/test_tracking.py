@@ -141,6 +141,7 @@ class TestEveryTracker:
         with pytest.raises(TrackingError, match=r"lr is '0.1', not '0.2'.*Start a new run"):
             opened(tracker, run_id=run_id, params={"lr": 0.2, "epochs": 3})
 
+    @pytest.mark.rows("R112")
     def test_a_whole_configuration_of_params_is_kept(self, tracker: AnyTracker) -> None:
         """MLflow takes 100 at once, each of 6000 characters."""
         many = {f"layer.{i}": i for i in range(250)} | {"long": "x" * 9000}
@@ -150,6 +151,7 @@ class TestEveryTracker:
         assert len(found["long"]) == 6000
         assert found["long"].endswith("(shortened: 9000 characters)")
 
+    @pytest.mark.rows("R119")
     def test_role_and_study_are_tags(self, tracker: AnyTracker) -> None:
         tags = tags_of(tracker, opened(tracker, tags={"fingerprint": "abc"}))
         assert (tags["role"], tags["study"], tags["fingerprint"]) == ("trial", "s-1", "abc")
@@ -228,6 +230,7 @@ class TestRunsInMlflow:
         with pytest.raises(TrackingError, match=r"could not open the run trial 1.*deleted"):
             opened(mlflow_tracker, run_id=run_id)
 
+    @pytest.mark.rows("R119")
     def test_a_child_stands_under_its_parent(self, mlflow_tracker: MlflowTracker) -> None:
         parent = opened(mlflow_tracker, "study")
         child = opened(mlflow_tracker, parent=parent)
@@ -323,6 +326,7 @@ class TestModels:
         assert [metric.key for metric in kept.metrics or []] == ["final_val_accuracy"]
         return Path(kept.artifact_location)
 
+    @pytest.mark.rows("R141")
     def test_a_model_loads_without_our_code_for_any_batch(self, folder: Path) -> None:
         (graph,) = folder.glob("data/*.pt2")
         script = (

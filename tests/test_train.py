@@ -36,6 +36,7 @@ def unscored(_: nn.Module) -> Score:
     return Score(0.0, 0.0)
 
 
+@pytest.mark.rows("R013", "R065")
 def test_an_epoch_is_plain_sgd_over_the_shuffled_batches() -> None:
     examples, recipe = data(), Recipe(epochs=1, lr=0.1, momentum=0.9, batch_size=8)
     model, other = net(), net()
@@ -52,6 +53,7 @@ def test_an_epoch_is_plain_sgd_over_the_shuffled_batches() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.rows("R014")
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     recipe = Recipe(epochs=2, lr=0.05, augment="shift", batch_size=8)
 
@@ -64,6 +66,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
+@pytest.mark.rows("R065")
 def test_every_parameter_moves() -> None:
     model = net()
     before = copy.deepcopy(model.state_dict())
@@ -137,11 +140,13 @@ def test_batches_of_one_are_trained_on_if_all_are() -> None:
     assert row.train_loss > 0
 
 
+@pytest.mark.rows("R137")
 def test_divergence_is_said_and_not_trained_through() -> None:
     with pytest.raises(TrainingError, match=r"after epoch \d+ of 9.*Lower the learning rate"):
         train(net(), data(), Recipe(epochs=9, lr=1e30), seed=0, validate=unscored)
 
 
+@pytest.mark.rows("R066")
 @pytest.mark.parametrize(("name", "at", "factor"), [
     ("constant", 0.7, 1.0), ("cosine", 0.0, 1.0), ("cosine", 0.5, 0.5), ("cosine", 1.0, 0.0),
     ("one_cycle", 0.0, 0.04), ("one_cycle", 0.15, 0.52), ("one_cycle", 0.3, 1.0),

@@ -100,6 +100,7 @@ def equal(a: Step, b: Step) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
+@pytest.mark.rows("R031", "R032")
 @pytest.mark.parametrize(("percentage", "each", "filters"), [
     (50, 5, [32, 27, 22, 17, 16]), (70, 32, [32, 9]), (25, 8, [32, 24]), (26, 8, [32, 24, 23])])
 def test_exactly_the_percentage_goes_and_the_last_step_is_smaller(
@@ -131,6 +132,7 @@ def test_a_macs_limit_ends_the_walk_at_the_first_network_within_it() -> None:
     assert walked[-1].macs <= whole // 3 < walked[-2].macs
 
 
+@pytest.mark.rows("R051")
 def test_floors_end_the_walk_cleanly_and_say_which() -> None:
     walked, end = steps(NoStore(), Work(),
                         Settings(10, 95, criterion="l1", floors=Floors(layer_min=0.5)))
@@ -140,6 +142,7 @@ def test_floors_end_the_walk_cleanly_and_say_which() -> None:
     assert {g: len(k) for g, k in walked[-1].plan.kept.items()} == {"0": 4, "3": 6, "7": 6}
 
 
+@pytest.mark.rows("R138")
 @pytest.mark.parametrize("ranking", ["merged", "pass"])
 @pytest.mark.parametrize("criterion", ["taylor", "l1", "random"])
 def test_the_store_changes_no_bit(tmp_path: FilePath, criterion: str, ranking: str) -> None:
@@ -157,6 +160,7 @@ def test_the_store_changes_no_bit(tmp_path: FilePath, criterion: str, ranking: s
         assert a.plan == b.plan == c.plan
 
 
+@pytest.mark.rows("R120")
 def test_trials_share_what_they_have_in_common(tmp_path: FilePath) -> None:
     """A floor that does not bind changes nothing: the longer trial begins as the short one."""
     short, long = Work(), Work()
@@ -169,6 +173,7 @@ def test_trials_share_what_they_have_in_common(tmp_path: FilePath) -> None:
     assert equal(alone[-1], walked[-1])
 
 
+@pytest.mark.rows("R120")
 def test_a_walk_that_was_cut_short_goes_on_at_its_last_stage(tmp_path: FilePath) -> None:
     settings = Settings(5, 70, criterion="taylor")
     undisturbed, _ = steps(NoStore(), Work(), settings)
@@ -198,6 +203,7 @@ def test_every_cut_is_certified_and_logged() -> None:
         assert found["control"] >= 100 * found["tolerance"]
 
 
+@pytest.mark.rows("R064")
 def test_a_leaf_hangs_off_a_step_and_is_made_once(tmp_path: FilePath) -> None:
     made, start = lab(FolderStore(tmp_path), Work())
     step = next(e for e in walk(made, start, Settings(8, 50)) if isinstance(e, Step) and e.number)
@@ -219,6 +225,7 @@ def test_a_leaf_hangs_off_a_step_and_is_made_once(tmp_path: FilePath) -> None:
     torch.testing.assert_close(leaf.tensors["0.bias"], step.stage.tensors["0.bias"] + 1.0)
 
 
+@pytest.mark.rows("R033", "R034", "R139")
 @pytest.mark.parametrize("resource", ["channels", "params", "macs", "flops", "memory"])
 def test_the_percentage_may_be_of_another_resource(resource: str) -> None:
     """The walk ends with the first network that holds it, one channel too many at most."""
@@ -231,6 +238,7 @@ def test_the_percentage_may_be_of_another_resource(resource: str) -> None:
     assert last <= 0.4 * whole + 1e-6 < before
 
 
+@pytest.mark.rows("R035", "R036")
 def test_a_step_may_be_a_share_of_the_macs_and_the_steps_add_up() -> None:
     """After step k at least k tenths are gone, and not a channel's worth more than that.
 
@@ -248,6 +256,7 @@ def test_a_step_may_be_a_share_of_the_macs_and_the_steps_add_up() -> None:
     assert len(walked) == 8
 
 
+@pytest.mark.rows("R036")
 def test_a_step_may_be_a_number_of_parameters() -> None:
     walked, _ = steps(NoStore(), Work(epochs=0), Settings(1, 50, criterion="l1",
                                                          step={"params": 300}))
@@ -256,6 +265,7 @@ def test_a_step_may_be_a_number_of_parameters() -> None:
     assert walked[-1].filters == 16
 
 
+@pytest.mark.rows("R032")
 def test_the_origins_loop_makes_its_number_of_steps() -> None:
     """32 filters, 5 a step, 70 %: int(int(32 / 5) x 0.7) = 4 steps, 20 filters, not 23."""
     settings = Settings(5, 70, criterion="l1", iterations="origin")
@@ -267,6 +277,7 @@ def test_the_origins_loop_makes_its_number_of_steps() -> None:
     assert end.reached
 
 
+@pytest.mark.rows("R039")
 def test_ratios_are_met_in_one_step() -> None:
     ratios = {"0": 0.5, "3": 0.25, "7": 0.9}
     walked, end = steps(NoStore(), Work(), Settings(1, ratios=ratios, criterion="taylor"))
@@ -292,6 +303,7 @@ def test_one_by_one_scores_anew_within_a_step(criterion: str) -> None:
     assert all(equal(a, b) for a, b in zip(walked, again, strict=True))
 
 
+@pytest.mark.rows("R037")
 def test_one_by_one_is_the_loop_over_single_cuts() -> None:
     """Every removal is the lowest L1 per mean of its layer, in the weights that are left."""
     walked, _ = steps(NoStore(), Work(epochs=0), Settings(6, 18, criterion="l1", one_by_one=True))
@@ -475,6 +487,7 @@ def own_training() -> tuple[Any, Any]:
     return train_one_epoch, accuracy
 
 
+@pytest.mark.rows("R088", "R131")
 @pytest.mark.parametrize("criterion", ["l1", "taylor"])
 def test_the_users_own_module_is_cut_and_trained(criterion: str) -> None:
     model, (train, accuracy) = net(), own_training()
@@ -489,6 +502,7 @@ def test_the_users_own_module_is_cut_and_trained(criterion: str) -> None:
     assert model[3].out_channels == len(found[-1].plan.kept["3"])
 
 
+@pytest.mark.rows("R131")
 def test_wrong_arguments_are_all_said_at_once_and_before_anything() -> None:
     model = net()
     before = copy.deepcopy(model.state_dict())
@@ -501,6 +515,7 @@ def test_wrong_arguments_are_all_said_at_once_and_before_anything() -> None:
 # --- what is done around a cut --------------------------------------------------------------------
 
 
+@pytest.mark.rows("R088")
 def test_norms_are_measured_on_the_cut_network_before_it_is_judged() -> None:
     """By hand: the same cut, its norms in train mode over the pictures; and it is another stage."""
     work = Work(epochs=0)
@@ -534,6 +549,32 @@ def test_folding_is_written_down_and_makes_another_stage() -> None:
     assert steps[1].stage.facts["folding"] == {"channels": {}, "refused": {}}
     assert steps[1].ledger is not None
     assert steps[1].ledger.changed
+
+
+@pytest.mark.rows("R056")
+def test_named_modules_begin_anew_after_every_cut() -> None:
+    """The classifier, as in seed 003; all else is what the cut left of it."""
+    asked = Settings(8, 50, criterion="l1", renew=["12"])
+    walked, _ = steps(NoStore(), Work(epochs=0), asked)
+    again, _ = steps(NoStore(), Work(epochs=0), asked)
+    plain, _ = steps(NoStore(), Work(epochs=0), replace(asked, renew=[]))
+    whole = net()
+    assert len(walked) == 3
+    for step, same, sliced in zip(walked[1:], again[1:], plain[1:], strict=True):
+        assert step.plan == sliced.plan
+        assert step.stage.key != sliced.stage.key
+        assert equal(step, same)
+        first, last = (step.plan.kept[group] for group in ("0", "7"))
+        assert torch.equal(weights(step)["0.weight"], whole.get_parameter("0.weight")[first])
+        kept = whole.get_parameter("12.weight")[:, last]
+        assert torch.equal(weights(sliced)["12.weight"], kept)
+        new = weights(step)["12.weight"]
+        assert new.shape == kept.shape
+        assert not bool((new == kept).any())
+        assert float(new.abs().max()) <= len(last) ** -0.5  # as PyTorch begins linear layers
+    assert not torch.equal(weights(walked[1])["12.weight"][:, :4], weights(walked[2])["12.weight"])
+    with pytest.raises(ConfigError, match="renew: unknown module 'hed'"):
+        steps(NoStore(), Work(), replace(asked, renew=["hed"]))
 
 
 def test_norms_cannot_be_measured_on_nothing() -> None:

@@ -35,15 +35,17 @@ class _Listed:
 
 def folder(*, size: Size, val: float, test: float, seed: int, root: str,
            classes: Sequence[str] | None = None, limit: int | None = None, fit: str = "crop",
-           channels: int = 3, scaling: str = "train", memory_gb: float = MEMORY_GB) -> Data:
+           channels: int = 3, scaling: str = "train", memory_gb: float = MEMORY_GB,
+           gamma: float = 1.0, clahe: float = 0.0) -> Data:
     """Pictures by class; of the parts that ROOT does not bring, val and test, a share is taken.
 
     classes: only these; limit: at most so many pictures of a class in a part; fit, channels,
-    memory_gb: see `Drawn`; scaling: see SCALINGS. A folder in a class's folder belongs to it.
+    memory_gb, gamma, clahe: see `Drawn`; scaling: see SCALINGS. A folder in a class's folder
+    belongs to it.
 
     Raises: DataError that names the files or folders at fault.
     """
-    drawn = Drawn(size, fit, channels, memory_gb)
+    drawn = Drawn(size, fit, channels, memory_gb, gamma, clahe)
     listed = _listed(existing(root, "data set folder"), classes)
     labels = sorted({each.label for each in listed})
     found = [(file, labels.index(each.label), each.part) for each in listed for file in each.files]

@@ -27,7 +27,8 @@ from harness.errors import DataError
 def masks(*, size: Size, val: float, test: float, seed: int, root: str,
           colours: Mapping[str, Colours], ignore: Colours | None = None, pictures: str = "images",
           masks: str = "masks", limit: int | None = None, fit: str = "crop", channels: int = 3,
-          scaling: str = "train", memory_gb: float = MEMORY_GB) -> Data:
+          scaling: str = "train", memory_gb: float = MEMORY_GB,
+          gamma: float = 1.0, clahe: float = 0.0) -> Data:
     """A class for every pixel, from masks of numbers (grey or palette) or of colours.
 
     colours: name of a class -> its number in the masks, or its [red, green, blue], or a list of
@@ -37,7 +38,7 @@ def masks(*, size: Size, val: float, test: float, seed: int, root: str,
 
     Raises: DataError that names the files at fault, and every mask with an unknown value.
     """
-    drawn = Drawn(size, fit, channels, memory_gb)
+    drawn = Drawn(size, fit, channels, memory_gb, gamma, clahe)
     palette = Palette.of(colours, ignore)
     found = _paired(existing(root, "data set masks"), pictures, masks)
     parts = torch.tensor([part for _, part in found])

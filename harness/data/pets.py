@@ -38,7 +38,8 @@ class _Pet:
 def pets(*, size: Size, val: float, test: float, seed: int, root: str | None = None,
          download: bool = False, target: str = "breed", ignore_border: bool = False,
          limit: int | None = None, fit: str = "crop", channels: int = 3, scaling: str = "train",
-         memory_gb: float = MEMORY_GB) -> Data:
+         memory_gb: float = MEMORY_GB,
+         gamma: float = 1.0, clahe: float = 0.0) -> Data:
     """37 breeds, or cat and dog (species), or pet, ground and border of every pixel (trimap).
 
     root: the folder that holds oxford-iiit-pet. ignore_border: of trimaps, the border counts for
@@ -50,7 +51,7 @@ def pets(*, size: Size, val: float, test: float, seed: int, root: str | None = N
         raise DataError(unknown("target of pets", target, TARGETS))
     if ignore_border and target != "trimap":
         raise DataError(f"data set pets: ignore_border is for target trimap, not {target}.")
-    drawn = Drawn(size, fit, channels, memory_gb)
+    drawn = Drawn(size, fit, channels, memory_gb, gamma, clahe)
     home = data_home(root)
     if download and not _are_there(home):
         fetched(lambda: OxfordIIITPet(home, download=True), "pets", home,

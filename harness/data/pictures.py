@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from harness.data.contrast import TILES, equalized, with_gamma
 from harness.data.splits import Size, sides
 from harness.errors import DataError, unknown
 
@@ -31,13 +32,16 @@ class Drawn:
 
     fit: crop (shorter side to size, the middle of the longer), imagenet (the same from a size one
     seventh larger, as 256 for 224) or stretch (both sides to size). channels: 3 or 1.
-    memory_gb: tensors of all pictures and masks may take so much, in 10^9 bytes.
+    memory_gb: tensors of all pictures and masks may take so much, in 10^9 bytes. gamma, clahe: see
+    `contrast`; 1 and 0 leave pictures as they are.
     """
 
     size: Size
     fit: str = "crop"
     channels: int = 3
     memory_gb: float = MEMORY_GB
+    gamma: float = 1.0
+    clahe: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises DataError for a value that none of them can have."""
@@ -46,6 +50,11 @@ class Drawn:
             raise DataError(unknown("fit", self.fit, FITS))
         if self.channels not in _MODES:
             raise DataError(f"channels is {self.channels}; 3 is colour, 1 is grey.")
+        if not self.gamma > 0:
+            raise DataError(f"gamma is {self.gamma}; it must be above 0, and 1 changes nothing.")
+        if not self.clahe >= 0 or (self.clahe and self.channels != 1):
+            raise DataError(f"clahe is {self.clahe}, with channels {self.channels}; it must be 0 "
+                            "(not at all) or a limit above it, of grey pictures (channels: 1).")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,6 +70,19 @@ class Drawn:
                 f"more than data.options.memory_gb, {self.memory_gb:g}. Make data.size smaller, "
                 "take fewer with data.options.limit, or allow more with data.options.memory_gb.")
 
+    def opened(self, file: Path) -> Tensor:
+        """A file's picture (C, h, w), of its own size, in the contrast that is asked for."""
+        picture: Tensor = tv_tensors.Image(opened(file, _MODES[self.channels]))
+        if self.gamma != 1:
+            picture = with_gamma(picture, self.gamma)
+        if self.clahe:
+            if min(picture.shape[1:]) < 2 * TILES:
+                raise DataError(f"{file} is {_by(picture.shape[1:])} pixels; clahe needs "
+                                f"{2 * TILES} x {2 * TILES}")
+            picture = equalized(picture, self.clahe)
+        typed: Tensor = tv_tensors.Image(picture)
+        return typed
+
     def transform(self, picture: Sequence[int]) -> Callable[..., Any]:
         """What brings pictures, and masks with them, of (height, width) to size."""
         height, width = picture
@@ -75,7 +97,7 @@ def read(files: Sequence[Path], drawn: Drawn) -> Tensor:
     problems = Problems()
     for place, file in enumerate(files):
         with problems:
-            picture = tv_tensors.Image(opened(file, _MODES[drawn.channels]))
+            picture = drawn.opened(file)
             found[place] = drawn.transform(picture.shape[1:])(picture)
     problems.tell()
     return found
@@ -93,7 +115,7 @@ def read_pairs(pairs: Sequence[tuple[Path, Path]], drawn: Drawn,
     problems = Problems()
     for place, (file, mask_file) in enumerate(pairs):
         with problems:
-            picture = tv_tensors.Image(opened(file, _MODES[drawn.channels]))
+            picture = drawn.opened(file)
             mask = tv_tensors.Mask(decode(mask_file))
             if picture.shape[1:] != mask.shape:
                 raise DataError(f"{file} is {_by(picture.shape[1:])} pixels, but its mask "

@@ -40,6 +40,7 @@ class GroupLine:
     """One group that can be cut. had, kept: channels before and after the step, of `original`.
 
     kept_scores, removed_scores: lowest and highest; None where nothing was, or no scores are known.
+    removed: every channel that went, by its original number, with its score (None: not known).
     bound: the floor that held it back, in words; '' if none did.
     """
 
@@ -51,6 +52,7 @@ class GroupLine:
     kept_scores: Range | None
     removed_scores: Range | None
     bound: str
+    removed: Mapping[int, float | None]
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,12 @@ def kind_of(name: str, reason: str) -> str:
 def _line(group: Group, before: Plan, after: Plan, scores: Tensor | None, bound: str) -> GroupLine:
     had, kept = before.kept[group.name], after.kept[group.name]
     stays = torch.isin(had, kept)
+    gone = had[~stays].tolist()
     return GroupLine(
         group.name, group.layers, group.channels, len(had), len(kept),
         None if scores is None else _range(scores[stays]),
-        None if scores is None else _range(scores[~stays]), bound)
+        None if scores is None else _range(scores[~stays]), bound,
+        dict(zip(gone, [None] * len(gone) if scores is None else scores[~stays].tolist())))
 
 
 def _whole(line: GroupLine, lines: Iterable[GroupLine], round_to: int) -> Whole:

@@ -170,6 +170,7 @@ class Runs:
     def walked(self, run_id: str, journal: Journal, trial: Trial) -> None:
         """Everything that is known once a walk is over."""
         journal.layers(trial.steps)
+        journal.removals(trial.steps)
         journal.plans(trial.steps)
         journal.ledgers(trial.steps)
         journal.epochs(trial.final)

@@ -10,7 +10,7 @@ from harness.console import Screen, TrialLine, count, percent
 from harness.engine.ledger import Ledger
 from harness.experiment import Experiment, check_pruning, stages
 from harness.journal import Journal, ending
-from harness.runtime import facts
+from harness.runtime import facts, memory_let_go
 from harness.sweep.results import result_of
 from harness.tracking import Tracker
 
@@ -43,11 +43,14 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
         screen.study(identity, 0, 1)
         experiment = Experiment(config, stages(home, say=screen.message), screen)
         tracker.set_tags(run_id, facts(experiment.device))
-        screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
+        with memory_let_go():
+            screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
         screen.trial(0, {}, config.prune.percentage)
         journal = Journal(tracker, run_id, experiment.whole)
-        trial = experiment.trial(config, on_step=journal.step)
+        with memory_let_go():
+            trial = experiment.trial(config, on_step=journal.step)
         journal.layers(trial.steps)
+        journal.removals(trial.steps)
         journal.plans(trial.steps)
         journal.ledgers(trial.steps)
         journal.epochs(trial.final)

@@ -30,8 +30,9 @@ def counted(model: nn.Module, name: str = "tiny", graph: Graph | None = None) ->
     return account(name, model, graph or trace(model, example), example, LOAD)
 
 
+@pytest.mark.rows("R076", "R077", "R080", "R081", "R083")
 def test_the_json_has_every_number_under_a_name_that_says_its_unit() -> None:
-    """R076-R084: by hand for the tiny network."""
+    """By hand for the tiny network."""
     found = json.loads(json.dumps(as_json(counted(network()))))
     training = 3 * MACS - FIRST
     assert found["convention"] == "flops = 2 x macs"
@@ -55,6 +56,7 @@ def test_the_json_has_every_number_under_a_name_that_says_its_unit() -> None:
     assert found["counted_as"]["macs"]["operations"] == MACS
 
 
+@pytest.mark.rows("R076", "R080", "R082")
 def test_the_tables_say_the_convention_beside_every_number() -> None:
     tables = sheets(counted(network()))
     for sheet in tables:
@@ -66,13 +68,14 @@ def test_the_tables_say_the_convention_beside_every_number() -> None:
     notes = " ".join(note for sheet in tables for note in sheet.notes)
     assert "output of the network" in text
     assert "not counted: aten.batch_norm x3" in notes
-    assert 2 * (3 * MACS - FIRST) * 100 * 2 == 103_411_200  # R082: all epochs of a phase together
+    assert 2 * (3 * MACS - FIRST) * 100 * 2 == 103_411_200  # all epochs of a phase together
     assert "training this network: baseline (2 epochs) 103 M" in notes
     assert "finetune" not in notes
 
 
+@pytest.mark.rows("R081", "R082", "R084")
 def test_a_pruned_network_stands_beside_the_whole() -> None:
-    """R081-R084, both networks: half of 36 filters; the share that is gone by formula."""
+    """Both networks: half of 36 filters; the share that is gone by formula."""
     model = network()
     example = torch.zeros(2, 1, 8, 8)
     before = counted(model)
@@ -87,8 +90,9 @@ def test_a_pruned_network_stands_beside_the_whole() -> None:
     assert after.work.training_macs == 3 * half - 64 * 4 * 9
 
 
+@pytest.mark.rows("R083", "R085")
 def test_what_is_measured_says_where() -> None:
-    """R085: one picture and a batch, all networks in turn; the order of quarters holds."""
+    """One picture and a batch, all networks in turn; the order of quarters holds."""
     models = {"one": network(), "two": network()}
     sheet, facts = measured(models, torch.zeros(4, 1, 8, 8), torch.device("cpu"), rounds=4)
     latency, sizes = facts["latency"], facts["file_bytes"]
@@ -101,8 +105,9 @@ def test_what_is_measured_says_where() -> None:
     assert counted(models["one"]).cost.bytes < sizes["one"] == sizes["two"]
 
 
+@pytest.mark.rows("R136")
 def test_counting_changes_nothing() -> None:
-    """R136: weights, statistics, captured activations, gradients, mode, generator."""
+    """Weights, statistics, captured activations, gradients, mode, generator."""
     model = network().train()
     graph = trace(model, torch.zeros(2, 1, 8, 8))
     captured: list[Tensor] = []

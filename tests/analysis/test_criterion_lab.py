@@ -70,6 +70,7 @@ def test_criteria_are_compared_over_all_channels() -> None:
             assert found.correlation[a][b].overall == pytest.approx(overall.statistic)
 
 
+@pytest.mark.rows("R029")
 def test_agreement_with_the_oracle_is_over_the_sampled_channels() -> None:
     model, _, graph = traced(nets.residual)
     before = snapshot(model)

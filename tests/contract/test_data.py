@@ -63,6 +63,7 @@ def test_tensors_have_the_promised_shapes_and_types(name: str, loaded: Loader) -
         assert counted.max() < data.num_classes
 
 
+@pytest.mark.rows("R011")
 @pytest.mark.parametrize("name", DATASETS)
 def test_splits_are_disjoint(name: str, loaded: Loader) -> None:
     """No picture of one split, pixel by pixel, is in another."""
@@ -72,6 +73,7 @@ def test_splits_are_disjoint(name: str, loaded: Loader) -> None:
     assert not found["val"] & found["test"]
 
 
+@pytest.mark.rows("R011")
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_class_has_its_share_of_every_split(name: str, loaded: Loader) -> None:
     """Where whole pictures have no class, all of them are one. Training takes the rounding."""

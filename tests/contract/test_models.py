@@ -74,9 +74,10 @@ def test_weights_come_from_torchs_seed(name: str) -> None:
 DEEPER = {"resnet32", "resnet44", "resnet56", "resnet110"}  # more of the blocks of resnet20
 
 
+@pytest.mark.rows("R003", "R004")
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in DEEPER])
 def test_half_of_its_filters_can_be_cut_and_nothing_else_changes(name: str) -> None:
-    """R003, R004: only the layers of the output stay whole; certified in float64; it trains on."""
+    """Only the layers of the output stay whole; certified in float64; it trains on."""
     model, example = nets.made(lambda: build(name, num_classes=CLASSES, in_channels=3, width=0.25,
                                              input_size=SIZE), (2, 3, SIZE, SIZE))
     assert isinstance(example, Tensor)

@@ -41,6 +41,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> list[object]:
 # --- a dry run ------------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R041", "R120")
 @pytest.mark.parametrize("net", [nets.residual, nets.depthwise, nets.size_in_view])
 def test_a_dry_run_says_what_a_run_does_and_touches_nothing(net: nets.Net) -> None:
     model, example, optimizer = trained(net)
@@ -63,6 +64,7 @@ def test_a_dry_run_says_what_a_run_does_and_touches_nothing(net: nets.Net) -> No
 # --- optimisers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R065", "R135")
 def test_an_optimiser_goes_on_with_the_cut_network() -> None:
     """Every parameter is still trained, gets a gradient, and moves."""
     model, example, optimizer = trained(nets.residual)
@@ -87,6 +89,7 @@ def test_an_optimiser_of_another_network_is_an_error_before_anything_happens() -
     assert snapshot(model) == before
 
 
+@pytest.mark.rows("R135")
 def test_a_cut_without_the_optimiser_cannot_go_on_in_silence() -> None:
     """Its momenta have the old sizes: the next step raises, and so does the next cut."""
     model, example, optimizer = trained(nets.residual)

@@ -93,6 +93,7 @@ def test_a_wrong_index_map_is_noticed(net: nets.Net, tensor: str, dim: int) -> N
     assert not certified(model, wrong, plan, example).holds
 
 
+@pytest.mark.rows("R053")
 def test_a_forgotten_reader_is_noticed() -> None:
     """Two layers of one shape read a value; the map of the first is given the second's place."""
     class Fork(nn.Module):

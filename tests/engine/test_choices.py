@@ -33,6 +33,7 @@ def graph() -> Graph:
     return trace(Bottleneck(), torch.zeros(1, 3, 4, 4))
 
 
+@pytest.mark.rows("R038")
 def test_types_are_told_by_the_kernel_and_coupled_layers_follow(graph: Graph) -> None:
     """The sum's group holds both types, so that either choice may cut it."""
     assert {frozenset(g.layers) for g in graph.groups} == {
@@ -43,6 +44,7 @@ def test_types_are_told_by_the_kernel_and_coupled_layers_follow(graph: Graph) ->
     assert set(not_chosen(graph, "not_1x1")) == {"squeeze", "hidden"}
 
 
+@pytest.mark.rows("R048")
 def test_a_follower_goes_only_with_another(graph: Graph) -> None:
     """`stem` may still go with `expand`; once both follow, nobody leads."""
     assert set(not_chosen(graph, only_follow=["stem", "middle"])) == {"middle"}

@@ -42,6 +42,7 @@ def check(model: nn.Module, example: tuple[torch.Tensor, ...], cost: Cost) -> No
         assert getattr(cost, field) == sum(getattr(layer, field) for layer in cost.layers)
 
 
+@pytest.mark.rows("R079")
 @pytest.mark.parametrize("net", [*nets.ALL, *KNOWN], ids=nets.name)
 def test_counts_are_those_of_the_model_whole_and_cut(net: nets.Net) -> None:
     model, example, graph = traced(net)
@@ -56,6 +57,7 @@ IN_MODULES = [n for n in nets.ALL
               if n not in (nets.functional, nets.tied_weights, nets.tied_transposed)]
 
 
+@pytest.mark.rows("R076")
 @pytest.mark.parametrize("net", IN_MODULES, ids=nets.name)
 def test_filters_are_output_channels_of_convolutions(net: nets.Net) -> None:
     model, _, graph = traced(net)
@@ -89,6 +91,7 @@ def vgg() -> Graph:
     return trace(model, example)
 
 
+@pytest.mark.rows("R001", "R076")
 def test_vgg16_has_the_counts_of_the_literature(vgg: Graph) -> None:
     """4224 filters, 15.35 G MACs in its convolutions, 134,268,738 parameters with two classes."""
     cost = vgg.cost()
@@ -101,9 +104,10 @@ def test_vgg16_has_the_counts_of_the_literature(vgg: Graph) -> None:
     assert cost.size_mb == 4 * 134_268_738 / 1e6
 
 
+@pytest.mark.rows("R003", "R079")
 @pytest.mark.parametrize(("name", "gigamacs"), [("unet", 155.9), ("ritnet", 16.4)])
 def test_eye_networks_have_the_macs_of_the_requirements(name: str, gigamacs: float) -> None:
-    """R003, R079: at one channel of 640 x 400, convolutions alone."""
+    """At one channel of 640 x 400, convolutions alone."""
     with torch.device("meta"):
         model = build(name, num_classes=4, in_channels=1, input_size=640)
         example = torch.empty(2, 1, 640, 400)
@@ -132,6 +136,7 @@ def test_counts_are_per_example() -> None:
     assert one.cost() == five.cost()
 
 
+@pytest.mark.rows("R079")
 def test_products_of_activations_are_counted() -> None:
     """Attention of T tokens, E wide: four projections of T x E x E, and twice T x T x E."""
     model, example = nets.REFUSED["attention"][0]()
@@ -144,6 +149,7 @@ def test_products_of_activations_are_counted() -> None:
                                  + 2 * tokens * tokens * width)
 
 
+@pytest.mark.rows("R079")
 def test_what_is_not_counted_is_listed() -> None:
     _, _, graph = traced(nets.chain)
     assert graph.cost().uncounted == {"aten.batch_norm": 2, "aten.relu_": 2, "aten.max_pool2d": 1,
@@ -157,6 +163,7 @@ def test_a_product_counts_its_uses() -> None:
     assert macs_by_layer(products, {"a.weight": 7}) == {"a": 77}
 
 
+@pytest.mark.rows("R079", "R136")
 def test_counting_changes_nothing() -> None:
     model, example, graph = traced(nets.residual)
     model(*example).sum().backward()

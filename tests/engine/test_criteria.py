@@ -58,12 +58,14 @@ def three_filters() -> tuple[nn.Sequential, Graph]:
     return model, trace(model, torch.zeros(1, 2, 2, 2))
 
 
+@pytest.mark.rows("R021")
 def test_norms_of_weights_by_hand() -> None:
     model, graph = three_filters()
     assert scored(model, graph, "l1") == {"0": [7.0, 0.0, 1.0]}
     assert scored(model, graph, "l2") == {"0": [5.0, 0.0, 1.0]}
 
 
+@pytest.mark.rows("R020")
 def test_normalisations_by_hand() -> None:
     model, graph = three_filters()
     assert scored(model, graph, "l1", "mean") == {"0": pytest.approx([21 / 8, 0.0, 3 / 8])}
@@ -72,6 +74,7 @@ def test_normalisations_by_hand() -> None:
     assert scored(model, graph, "l1", "auto") == scored(model, graph, "l1", "mean")
 
 
+@pytest.mark.rows("R057")
 def test_members_of_a_group_are_added_up() -> None:
     """A depthwise layer with two filters a channel; transposed rows; residual partners."""
     model, _, graph = traced(nets.depthwise_multiplier)
@@ -109,6 +112,7 @@ def test_scores_of_a_cut_network_are_of_the_channels_that_are_left() -> None:
     assert scored(model, graph, "l1", plan=plan)["3"] == [whole[i] for i in (1, 4, 7)]
 
 
+@pytest.mark.rows("R016", "R017")
 def test_taylor_reads_what_was_gathered() -> None:
     """Mean over examples of the absolute values; the absolute value of the signed sum."""
     _, graph = three_filters()
@@ -125,6 +129,7 @@ def test_taylor_without_activations_says_what_to_give() -> None:
         scored(model, graph, "taylor")
 
 
+@pytest.mark.rows("R025")
 def test_random_repeats_with_its_seed() -> None:
     model, _, graph = traced(nets.residual)
     plan = random_plan(graph, seed=0)
@@ -135,6 +140,7 @@ def test_random_repeats_with_its_seed() -> None:
     assert one != {g: v.tolist() for g, v in other.items()}
 
 
+@pytest.mark.rows("R020")
 @pytest.mark.parametrize("normalize", ["none", "l2", "mean"])
 def test_a_layer_of_zeros_scores_evenly(normalize: str) -> None:
     """Equal numbers, never NaN."""
@@ -145,6 +151,7 @@ def test_a_layer_of_zeros_scores_evenly(normalize: str) -> None:
     assert values == [values[0]] * 3
 
 
+@pytest.mark.rows("R137")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("criterion", ["l1", "l2"])
 def test_what_is_not_finite_is_an_error(criterion: str, bad: float) -> None:
@@ -154,6 +161,7 @@ def test_what_is_not_finite_is_an_error(criterion: str, bad: float) -> None:
         scored(model, graph, criterion)
 
 
+@pytest.mark.rows("R137")
 @pytest.mark.parametrize(("wrong", "words"), [
     ([1.0, -2.0, 3.0], r"not negative; got shape \(3,\) with \[-2\.0\]"),
     ([1.0, 2.0], r"got shape \(2,\)"),
@@ -191,6 +199,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
         scored(model, graph, "l1", "maen")
 
 
+@pytest.mark.rows("R028")
 @pytest.mark.parametrize("name", CRITERIA)
 def test_every_row_of_the_table_is_found_by_its_name(name: str) -> None:
     row = criterion_of(name)
@@ -213,6 +222,7 @@ def by(criterion: str, options: Mapping[str, Any] | None = None, gathered: Gathe
     return found
 
 
+@pytest.mark.rows("R021")
 def test_norms_of_any_p_by_hand() -> None:
     """Filters (3, -4), (0, 0), (-1, 0); n = 2."""
     assert by("lp") == [5.0, 0.0, 1.0]
@@ -222,6 +232,7 @@ def test_norms_of_any_p_by_hand() -> None:
     assert by("lp", {"p": 2, "scale": "fan_in"}) == [2.5, 0.0, 0.5]
 
 
+@pytest.mark.rows("R021")
 def test_resized_norms_by_hand() -> None:
     """A 1x1 kernel becomes nine equal weights, a 3x3 kernel stays; the norm is over the inputs."""
     assert by("l1", {"scale": "resized"}) == pytest.approx([9 * 7 / 2, 0.0, 9 / 2])
@@ -233,6 +244,7 @@ def test_resized_norms_by_hand() -> None:
                                np.abs(weight).sum((1, 2, 3)) / 2)
 
 
+@pytest.mark.rows("R021")
 def test_a_kernel_of_five_is_resized_linearly() -> None:
     """Of a ramp 0..4 the three samples stand at 1/3, 2 and 11/3."""
     model = nn.Sequential(nn.Conv1d(1, 2, 5), nn.Conv1d(2, 1, 1))
@@ -259,6 +271,7 @@ def test_a_kernel_of_one_is_resized_in_every_direction_that_it_has(make: type[nn
     assert wide == [3.0**directions] * 2
 
 
+@pytest.mark.rows("R021")
 @pytest.mark.parametrize("p", [3, 40, 1000])
 def test_high_powers_of_small_weights_do_not_vanish(p: int) -> None:
     """By logarithms; for a high p it is next to the largest weight."""
@@ -272,6 +285,7 @@ def test_high_powers_of_small_weights_do_not_vanish(p: int) -> None:
                                rtol=1e-12)
 
 
+@pytest.mark.rows("R028")
 def test_the_smallest_weights_by_hand() -> None:
     """Mean of the squares: (9 + 16) / 2."""
     assert by("min_weight") == pytest.approx([12.5, 0.0, 0.5])
@@ -284,6 +298,7 @@ def test_distances_between_filters_by_hand() -> None:
     assert by("geometric_median", {"p": 1}) == pytest.approx([7 + 8, 7 + 1, 8 + 1])
 
 
+@pytest.mark.rows("R028")
 def test_deviation_from_the_mean_filter_by_hand() -> None:
     """The mean filter is (2/3, -4/3)."""
     assert by("deviation_from_mean") == pytest.approx(
@@ -313,6 +328,7 @@ def test_without_a_batch_norm_there_is_no_scale() -> None:
         scored(model, graph, "bn_scale")
 
 
+@pytest.mark.rows("R026")
 def test_uniform_takes_equal_shares_of_all_groups() -> None:
     """Of 8, 6 and other widths, any share: within one channel, whatever was cut before."""
     model, _, graph = traced(nets.residual)
@@ -334,6 +350,7 @@ def test_uniform_takes_equal_shares_of_all_groups() -> None:
 # --- activations, by hand -------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R028")
 def test_statistics_of_activations_by_hand() -> None:
     """Values -1, 3, 0, 2 of a channel: behind a ReLU 0, 3, 0, 2."""
     x = torch.tensor([[-1.0, 3.0, 0.0, 2.0], [0.0] * 4, [-2.0] * 4])
@@ -350,6 +367,7 @@ def test_statistics_of_activations_by_hand() -> None:
     assert by("apoz", gathered=gathered) == [0.5, 0.0, 0.0]
 
 
+@pytest.mark.rows("R028")
 def test_entropy_by_hand() -> None:
     """Four examples: two values twice; all the same; four values in two bins, three and one."""
     values = torch.tensor([[0.0, 7.0, 0.0], [0.0, 7.0, 1.0], [1.0, 7.0, 1.9], [1.0, 7.0, 4.0]])
@@ -358,6 +376,7 @@ def test_entropy_by_hand() -> None:
     assert by("entropy", {"bins": 2}, gathered) == pytest.approx([math.log(2), 0.0, uneven])
 
 
+@pytest.mark.rows("R137")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["apoz", "entropy"])
 def test_counting_does_not_hide_what_is_no_number(name: str, bad: float) -> None:
@@ -375,6 +394,7 @@ def deviating() -> Gathered:
     return Gathered(maps={"0/0": Map(torch.tensor([[2.0, 6.0], [2.0, 2.0], [8.0, 4.0]]), 2)})
 
 
+@pytest.mark.rows("R022")
 def test_activation_deviation_by_hand() -> None:
     """D is (-1, 1), (-1, -1), (2, 0)."""
     assert by("activation_deviation", {"p": 1}, deviating()) == [1.0, 1.0, 1.0]
@@ -386,11 +406,13 @@ def test_activation_deviation_by_hand() -> None:
         [1.0, 1.0, math.sqrt(2)])
 
 
+@pytest.mark.rows("R022")
 def test_equal_maps_deviate_by_nothing() -> None:
     same = Gathered(maps={"0/0": Map(torch.full((3, 5), 7.0), 2)})
     assert by("activation_deviation", gathered=same) == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.rows("R023", "R024")
 def test_the_mix_of_ipad_by_hand() -> None:
     """Weights resized: 3 x (5, 0, 1) / 2; deviations as above; ten is the equaliser."""
     weights = np.array([7.5, 0.0, 1.5])
@@ -405,6 +427,7 @@ def test_the_mix_of_ipad_by_hand() -> None:
                                weights)
 
 
+@pytest.mark.rows("R028")
 def test_weight_gradients_by_hand() -> None:
     gathered = Gathered(gradients={"0.weight/0": Gradient(torch.tensor([6.0, 0.0, 3.0]), 4)})
     assert by("taylor_weight", gathered=gathered) == [1.5, 0.0, 0.75]
@@ -415,6 +438,7 @@ def test_weight_gradients_by_hand() -> None:
 # --- on top of any --------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R027")
 def test_the_flops_penalty_is_of_the_layer_as_it_is() -> None:
     """8 filters of 3x3 over 3 inputs on 8x8; then 6 over the inputs that are left, on 4x4."""
     model, _, graph = traced(nets.chain)
@@ -432,6 +456,7 @@ def test_the_flops_penalty_is_of_the_layer_as_it_is() -> None:
         [2e-6 * 16 * 18] * 6)
 
 
+@pytest.mark.rows("R027")
 def test_the_expensive_layer_loses_first() -> None:
     """Equal scores: what costs more goes; without the penalty the first group does."""
     model, _, graph = traced(nets.chain)
@@ -444,6 +469,7 @@ def test_the_expensive_layer_loses_first() -> None:
 # --- options --------------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R023")
 def test_options_come_as_a_mapping_or_with_the_function() -> None:
     model, graph = three_filters()
     evidence = evidence_of(model, graph)
@@ -503,6 +529,7 @@ def test_what_a_users_own_needs_is_checked() -> None:
 # --- all together ---------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R028")
 def test_all_criteria_are_scored_from_one_pass() -> None:
     """Each as if it had been gathered for alone; every score finite, one for each channel."""
     model, example, graph = traced(nets.residual)
@@ -528,6 +555,7 @@ def test_all_criteria_are_scored_from_one_pass() -> None:
             assert bool(values.isfinite().all())
 
 
+@pytest.mark.rows("R137")
 @pytest.mark.parametrize(("given", "words"), [
     (None, "got NoneType"), ("high", "got str"),
     (torch.ones(3, device="meta"), "got Tensor: Cannot"),
@@ -538,6 +566,7 @@ def test_scores_that_are_no_numbers_are_refused(given: Any, words: str) -> None:
         score(graph, criterion_of(lambda group, evidence: given), evidence_of(model, graph))
 
 
+@pytest.mark.rows("R020")
 @pytest.mark.parametrize("normalize", ["l2", "mean"])
 @pytest.mark.parametrize("size", [1e-320, 1e-200, 1e200, 1e308])
 def test_scores_of_any_size_are_comparable(size: float, normalize: str) -> None:

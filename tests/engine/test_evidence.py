@@ -110,6 +110,7 @@ def engine_scores(model: nn.Module, graph: Graph, plan: Plan, data: list[tuple[T
     return score(graph, CRITERIA[criterion], evidence, "none")
 
 
+@pytest.mark.rows("R016", "R017", "R018")
 @cases
 @pytest.mark.parametrize("criterion", ["taylor", "taylor_origin"])
 def test_taylor_is_what_autograd_says(net: nets.Net, criterion: str) -> None:
@@ -135,6 +136,7 @@ def test_taylor_of_a_cut_network_is_of_the_channels_that_are_left() -> None:
         np.testing.assert_allclose(found[group].numpy(), values, rtol=1e-9, err_msg=group)
 
 
+@pytest.mark.rows("R016", "R017")
 def test_the_two_forms_differ_where_signs_cancel() -> None:
     model, example, graph = traced(nets.chain)
     model, data = model.double(), batches(example)
@@ -143,6 +145,7 @@ def test_the_two_forms_differ_where_signs_cancel() -> None:
     assert bool((paper["0.0"] > 1.5 * origin["0.0"]).any())
 
 
+@pytest.mark.rows("R017")
 def test_how_examples_are_batched_does_not_matter() -> None:
     """The paper's form is a mean over examples."""
     model, example, graph = traced(nets.chain)
@@ -172,6 +175,7 @@ def train(model: nn.Module, graph: Graph, example: tuple[Tensor, ...], *, watche
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.rows("R018")
 @cases
 def test_gates_change_no_bit_of_a_training(net: nets.Net) -> None:
     model, example, graph = traced(net)
@@ -194,6 +198,7 @@ def num_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
+@pytest.mark.rows("R019")
 def test_a_pass_leaves_the_model_as_it_was() -> None:
     """Statistics, weights, gradients, what is trained, hooks and the mode."""
     model, example, graph = traced(nets.residual)
@@ -211,6 +216,7 @@ def test_a_pass_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(first[gate].absolute, again[gate].absolute) for gate in first)
 
 
+@pytest.mark.rows("R018")
 def test_hooks_are_removed_when_the_block_fails() -> None:
     model, example, graph = traced(nets.chain)
 
@@ -362,6 +368,7 @@ def test_watching_everything_changes_no_bit_of_the_training() -> None:
     assert all(torch.equal(results[1][name], tensor) for name, tensor in results[0].items())
 
 
+@pytest.mark.rows("R019")
 def test_a_pass_in_train_mode_takes_the_batchs_own_statistics() -> None:
     """As the training itself would see it; running statistics and random numbers stay."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU(),

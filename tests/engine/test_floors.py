@@ -58,11 +58,13 @@ def test_one_number_is_for_every_module_and_layer(tree: Graph) -> None:
     assert widths(tree, Floors(node_min=0.5)) == [4, 5, 3]
 
 
+@pytest.mark.rows("R042", "R044")
 def test_a_list_has_a_share_for_each_layer_in_order(tree: Graph) -> None:
     assert widths(tree, Floors(layer_min=[0.5, 0.3, 1.0])) == [4, 3, 6]
     assert widths(tree, Floors(layer_min_params=(0.0, 0.0, 0.5))) == [1, 1, 3]
 
 
+@pytest.mark.rows("R046")
 def test_layers_that_are_coupled_to_no_other_may_have_to_keep_more() -> None:
     _, _, graph = traced(nets.residual)
     coupled = {g.name for g in graph.groups if len(g.layers) > 1}
@@ -76,6 +78,7 @@ def test_layers_that_are_coupled_to_no_other_may_have_to_keep_more() -> None:
                for g, why in chosen.bound.items())
 
 
+@pytest.mark.rows("R047")
 def test_a_coupled_group_keeps_its_share_and_the_others_need_not() -> None:
     _, _, graph = traced(nets.residual)
     scores = {g.name: torch.arange(g.channels).double() for g in graph.groups}
@@ -85,6 +88,7 @@ def test_a_coupled_group_keeps_its_share_and_the_others_need_not() -> None:
         assert len(chosen.plan.kept[group.name]) == least
 
 
+@pytest.mark.rows("R047")
 @pytest.mark.parametrize(("percentage", "kept"), [
     (5, 4), (25, 16), (45, 29), (50, 32), (75, 16), (95, 4)])
 def test_the_origins_group_rule(percentage: int, kept: int) -> None:
@@ -96,6 +100,7 @@ def _least(width: int, share: float) -> int:
     return next(n for n in range(width + 1) if n >= share * width - 1e-9)
 
 
+@pytest.mark.rows("R047")
 def test_our_group_rule_never_rises_with_what_is_asked() -> None:
     kept = [_least(64, group_share("monotone", p)) for p in range(1, 101)]
     assert kept == sorted(kept, reverse=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import nets
+import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -206,6 +207,7 @@ pieces = st.lists(st.tuples(st.sampled_from(sorted(PIECES)), small, small, small
 
 
 # No shrinking: a failing case is small enough, and shrinking takes minutes.
+@pytest.mark.rows("R005")
 @settings(max_examples=NUM_CASES, derandomize=True, deadline=None, database=None,
           phases=[Phase.generate])
 @given(pieces=pieces, is_flat=st.booleans(), has_aux=st.booleans(), seed=st.integers(0, 999))

@@ -30,6 +30,7 @@ def writers(graph: Graph) -> dict[str, set[str]]:
     return {group.name: set(group.layers) for group in graph.groups}
 
 
+@pytest.mark.rows("R048")
 def test_a_chain_has_a_group_a_layer_and_a_frozen_output() -> None:
     _, _, graph = traced(nets.chain)
     assert writers(graph) == {"0.0": {"0.0"}, "2.0": {"2.0"}}
@@ -40,6 +41,7 @@ def test_a_chain_has_a_group_a_layer_and_a_frozen_output() -> None:
     assert slices == {("0.0.weight", 0): {"writer"}, ("2.0.weight", 1): {"reader"}, **affine}
 
 
+@pytest.mark.rows("R057")
 def test_what_is_added_lives_and_dies_together() -> None:
     _, _, graph = traced(nets.residual)
     assert writers(graph) == {
@@ -65,6 +67,7 @@ def test_filters_of_a_group_count_every_convolution_that_writes_it() -> None:
     assert unequal["a"].filters.tolist() == [2] * 10
 
 
+@pytest.mark.rows("R054")
 def test_concatenation_shifts_the_columns_of_the_reader() -> None:
     _, _, graph = traced(nets.dense_concat)  # stem 6, then 4, 4, 4
     assert part(graph, "convs.0", "convs.2.weight", 1).channel.tolist() == [
@@ -75,12 +78,14 @@ def test_concatenation_shifts_the_columns_of_the_reader() -> None:
     assert part(unet, "up", "join.0.weight", 1).channel.tolist() == [*[-1] * 6, 0, 1, 2, 3, 4]
 
 
+@pytest.mark.rows("R056")
 def test_flattening_gives_each_channel_a_block_of_columns() -> None:
     _, _, graph = traced(nets.flatten)  # 6 channels of 4 x 4
     expected = [c for c in range(6) for _ in range(16)]
     assert part(graph, "0.0", "3.weight", 1).channel.tolist() == expected
 
 
+@pytest.mark.rows("R058")
 def test_depthwise_filters_go_with_their_input_channel() -> None:
     _, _, graph = traced(nets.depthwise_multiplier)
     depthwise = part(graph, "0.0", "1.0.weight", 0)
@@ -88,6 +93,7 @@ def test_depthwise_filters_go_with_their_input_channel() -> None:
     assert depthwise.channel.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
+@pytest.mark.rows("R058")
 def test_groups_of_a_grouped_convolution_lose_the_same_positions() -> None:
     _, _, graph = traced(nets.grouped)  # 8 -> 12 in 4 groups -> 6 in 2 groups
     assert graph["0.0"].channels == 2  # 8 inputs in 4 groups
@@ -95,6 +101,7 @@ def test_groups_of_a_grouped_convolution_lose_the_same_positions() -> None:
     assert part(graph, "1.0", "1.0.weight", 0).channel.tolist() == [0, 1, 2] * 4
 
 
+@pytest.mark.rows("R058")
 def test_a_transposed_convolution_writes_its_second_dimension() -> None:
     _, _, graph = traced(nets.unet_transposed)
     assert part(graph, "up", "up.weight", 1).roles == {"writer"}
@@ -273,6 +280,7 @@ def test_a_weight_that_is_computed_is_listed() -> None:
         "1.parametrizations.weight.original1": "only _weight_norm uses it"}
 
 
+@pytest.mark.rows("R058")
 @pytest.mark.parametrize("case", nets.REFUSED)
 def test_what_is_not_understood_is_refused_by_name(case: str) -> None:
     net, group, reason = nets.REFUSED[case]
@@ -310,6 +318,7 @@ def test_rows_of_an_embedding_stay_and_its_columns_go() -> None:
     torch.testing.assert_close(run(model, (numbers,)), expected)
 
 
+@pytest.mark.rows("R058")
 @pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
 def test_every_convolution_is_in_a_group_or_refused(net: nets.Net) -> None:
     """Nothing is left out in silence."""
@@ -365,6 +374,7 @@ def test_queries_of_the_network_are_counted_once_an_example() -> None:
     assert graph.cost().macs == 3 * 4 * 5 + 3 * 5 * 6
 
 
+@pytest.mark.rows("R136")
 def test_tracing_changes_nothing() -> None:
     """Weights, statistics, gradients, modes and the random generator are as before."""
     model, example = nets.auxiliary_head()
@@ -409,6 +419,7 @@ def test_a_train_mode_that_cannot_be_traced_is_noted() -> None:
     assert "train-mode" in note
 
 
+@pytest.mark.rows("R041")
 def test_a_plan_keeps_original_channels_in_order() -> None:
     _, _, graph = traced(nets.chain)
     plan = graph.plan({"0.0": [5, 2, 5]})

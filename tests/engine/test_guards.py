@@ -37,6 +37,7 @@ def one_by_one(graph: harness.Graph) -> Iterator[tuple[str, Plan]]:
                                       if group.channels > 2 else [0]})
 
 
+@pytest.mark.rows("R054", "R057", "R060", "R134")
 @pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
 def test_every_group_alone_is_silenced_then_cut_to_the_same(net: nets.Net) -> None:
     """The other groups being whole, nothing hides behind anything."""
@@ -49,6 +50,7 @@ def test_every_group_alone_is_silenced_then_cut_to_the_same(net: nets.Net) -> No
         torch.testing.assert_close(run(less, example), expected, rtol=1e-9, atol=1e-10, msg=name)
 
 
+@pytest.mark.rows("R134", "R135")
 @pytest.mark.parametrize("name", FEW)
 def test_networks_of_the_table_are_silenced_then_cut_to_the_same(name: str) -> None:
     """Half of every group goes at once; and every parameter of what is left learns."""
@@ -86,6 +88,7 @@ def gathered(model: nn.Module, graph: harness.Graph, example: Tensor, *,
     return watch.gathered.tensors()
 
 
+@pytest.mark.rows("R136")
 def test_counting_does_not_disturb_what_is_being_gathered() -> None:
     """Between the forward and the backward of a batch, of which activations are kept."""
     model, example, graph = traced(nets.residual)
@@ -96,6 +99,7 @@ def test_counting_does_not_disturb_what_is_being_gathered() -> None:
     assert all(torch.equal(quiet[key], busy[key]) for key in quiet)
 
 
+@pytest.mark.rows("R018", "R138")
 def test_two_networks_are_watched_without_mixing() -> None:
     """Nothing that is gathered lives outside of its own watch."""
     model, example, graph = traced(nets.residual)
@@ -115,6 +119,7 @@ def test_two_networks_are_watched_without_mixing() -> None:
     assert any(not torch.equal(alone[key], others[key]) for key in alone)
 
 
+@pytest.mark.rows("R138")
 @pytest.mark.parametrize("criterion", sorted(harness.CRITERIA))
 def test_a_cut_repeats_with_its_seed_data_and_device(criterion: str) -> None:
     """On a copy in another place of memory, whatever the global generator has been through."""

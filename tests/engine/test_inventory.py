@@ -28,8 +28,9 @@ def eye_network(name: str) -> nn.Module:
         return build(name, num_classes=4, in_channels=1, input_size=640)
 
 
+@pytest.mark.rows("R003", "R050", "R077")
 def test_the_seeds_table_of_unet_is_read_off_the_live_model() -> None:
-    """R050, R077: norms are counted, and told apart: the seed's table is without them."""
+    """Norms are counted, and told apart: the seed's table is without them."""
     net = eye_network("unet")
     sizes = {block.name: block for block in blocks(net)}
     for name, (whole, *each) in UNET.items():
@@ -40,6 +41,7 @@ def test_the_seeds_table_of_unet_is_read_off_the_live_model() -> None:
     assert sizes[""].params == num_parameters(net)
 
 
+@pytest.mark.rows("R003", "R050")
 def test_the_seeds_table_of_ritnet_is_read_off_the_live_model() -> None:
     net = eye_network("ritnet")
     sizes = {block.name: block for block in blocks(net)}
@@ -51,6 +53,7 @@ def test_the_seeds_table_of_ritnet_is_read_off_the_live_model() -> None:
                 if is_in(x.name, name) and x.kind == "convolution"] == each
 
 
+@pytest.mark.rows("R077")
 @pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
 def test_layers_hold_all_parameters_once_whole_and_cut(net: nets.Net) -> None:
     model, _, graph = traced(net)
@@ -61,6 +64,7 @@ def test_layers_hold_all_parameters_once_whole_and_cut(net: nets.Net) -> None:
     assert (whole.name, whole.params) == ("", num_parameters(model))
 
 
+@pytest.mark.rows("R077")
 def test_a_block_is_a_node_of_the_tree_not_a_prefix_of_letters() -> None:
     net = nn.Module()
     net.up1 = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
@@ -84,8 +88,9 @@ def test_every_layer_says_what_it_is() -> None:
         ("convolution", 4 * 2 * 3 + 2, 0, 2), ("linear", 14, 0, 0), ("other", 1, 0, 0)]
 
 
+@pytest.mark.rows("R078")
 def test_a_filter_is_zeroed_when_its_weights_and_its_bias_are() -> None:
-    """R078. Filter 1: all zero. Filter 2: a bias is left. Filter 3: one weight is left."""
+    """Filter 1: all zero. Filter 2: a bias is left. Filter 3: one weight is left."""
     layer = nn.Conv2d(2, 4, 3)
     with torch.no_grad():
         layer.weight.fill_(1)
@@ -98,6 +103,7 @@ def test_a_filter_is_zeroed_when_its_weights_and_its_bias_are() -> None:
     assert (found.filters, found.zeroed) == (4, 1)
 
 
+@pytest.mark.rows("R078")
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_zeroed_filter_of_a_transposed_convolution_puts_out_nothing(groups: int) -> None:
     """Told by its weights, or seen in its output: the same filters."""
@@ -112,8 +118,9 @@ def test_a_zeroed_filter_of_a_transposed_convolution_puts_out_nothing(groups: in
     assert int(is_zeroed(layer).sum()) == 1
 
 
+@pytest.mark.rows("R084")
 def test_sparsity_is_the_share_of_zero_weights_without_biases_and_norms() -> None:
-    """R084: 3 of 4 x 2 x 1 and 1 of 12 weights; zero biases and the norm's shift do not count."""
+    """3 of 4 x 2 x 1 and 1 of 12 weights; zero biases and the norm's shift do not count."""
     net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
     with torch.no_grad():
         for parameter in net.parameters():
@@ -126,6 +133,7 @@ def test_sparsity_is_the_share_of_zero_weights_without_biases_and_norms() -> Non
     assert sparsity(nn.ReLU()) == 0
 
 
+@pytest.mark.rows("R084")
 def test_a_weight_that_two_layers_share_is_sparse_once() -> None:
     """36 zeros of 36 + 6 x 6 weights: not 72 of 108."""
     net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
@@ -135,13 +143,14 @@ def test_a_weight_that_two_layers_share_is_sparse_once() -> None:
     assert sparsity(net) == 36 / 72
 
 
+@pytest.mark.rows("R084")
 def test_compression_is_the_share_that_is_gone() -> None:
     assert compression(200, 43) == pytest.approx(0.785)
     assert compression(0, 0) == 0
 
 
+@pytest.mark.rows("R136")
 def test_taking_the_inventory_changes_nothing() -> None:
-    """R136."""
     model, example, _ = traced(nets.residual)
     model(*example).sum().backward()
     before = snapshot(model)

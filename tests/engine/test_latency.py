@@ -120,6 +120,7 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
                            measure=Pretended())
 
 
+@pytest.mark.rows("R085")
 def test_measuring_leaves_the_model_and_times_take_turns() -> None:
     model = Mixed().train()
     model.depth.eval()

@@ -26,12 +26,15 @@ def step() -> tuple[Graph, Ledger]:
                          bound={"2.0": "layer_min: 2.0 keeps 1 of its channels"})
 
 
+@pytest.mark.rows("R118")
 def test_a_step_by_hand() -> None:
     _, found = step()
     first, second = found.groups
     assert (first.group, first.layers, first.original, first.had, first.kept) == (
         "0.0", ("0.0",), 8, 8, 5)
     assert (first.removed_scores, first.kept_scores) == ((1.0, 3.0), (4.0, 8.0))
+    assert first.removed == {1: 1.0, 3: 2.0, 5: 3.0}
+    assert second.removed == {}
     assert (second.kept, second.removed_scores, second.kept_scores) == (6, None, (10.0, 15.0))
     assert second.bound == "layer_min: 2.0 keeps 1 of its channels"
     assert {w.name: w.kind for w in found.whole} == {"2.0": "floor", "3.2": "output"}
@@ -45,10 +48,12 @@ def test_it_goes_to_json_and_back() -> None:
     assert told["asked"] == {"filters": 0.25}
     assert told["changed"] is True
     assert told["groups"][0]["removed_scores"] == [1.0, 3.0]
+    assert told["groups"][0]["removed"] == {"1": 1.0, "3": 2.0, "5": 3.0}
     assert told["whole"][1] == {
         "name": "3.2", "kind": "output", "reason": "output of the network", "layers": ["3.2"]}
 
 
+@pytest.mark.rows("R041")
 def test_a_person_reads_it() -> None:
     """All groups, what they keep and why no more, through the console as it is."""
     _, found = step()
@@ -92,6 +97,7 @@ def test_layers_of_which_next_to_nothing_is_left_are_named() -> None:
     assert found.collapsed == ("0.0 (1 of 8)", "1.second.0 (1 of 8)")
     first = found.groups[0]
     assert (first.had, first.kept, first.original) == (2, 1, 8)
+    assert first.removed == {1: None}, "no scores were given"
 
 
 def test_what_is_coupled_to_an_ignored_layer_is_told_from_it() -> None:

@@ -21,6 +21,7 @@ def sources(net: nets.Net, kept: dict[str, list[int]], layer: str) -> list[objec
     return [o and (o.column, o.writers) for o in found]
 
 
+@pytest.mark.rows("R054")
 def test_through_concatenation() -> None:
     """The last layer reads the stem's six channels, then four of each layer before it."""
     kept = {"stem": [0, 3, 5], "convs.0": [1, 2], "convs.1": [3]}
@@ -29,6 +30,7 @@ def test_through_concatenation() -> None:
         (7, (("convs.0", 1),)), (8, (("convs.0", 2),)), (13, (("convs.1", 3),))]
 
 
+@pytest.mark.rows("R056")
 def test_through_flattening() -> None:
     """Every channel is a block of 4 x 4 columns."""
     found = sources(nets.flatten, {"0.0": [1, 4]}, "3")
@@ -85,6 +87,7 @@ def test_columns_are_those_of_the_whole_network(net: nets.Net) -> None:
 # --- two cuts -------------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R111")
 def test_differences_by_hand() -> None:
     """Of the first layer {0,1,2} and {2,3} go: 1 in common of 4. Of the second nothing."""
     model, example = nets.chain()
@@ -99,6 +102,7 @@ def test_differences_by_hand() -> None:
     assert kept.total == 1 - 10 / 13
 
 
+@pytest.mark.rows("R111")
 @pytest.mark.parametrize("net", [nets.residual, nets.sum_with_concat, nets.grouped])
 def test_it_is_a_distance(net: nets.Net) -> None:
     _, _, graph = traced(net)

@@ -48,6 +48,7 @@ def taken(name: str, value: Tensor, plan: Plan) -> Tensor:
     return torch.from_numpy(array)
 
 
+@pytest.mark.rows("R065")
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 @pytest.mark.parametrize("net", [nets.residual, nets.tied_weights, nets.depthwise])
 def test_the_memory_is_cut_by_the_same_numbers(net: nets.Net, make: Make) -> None:
@@ -144,6 +145,7 @@ def test_memory_of_another_form_is_refused_by_name() -> None:
         Memory(optimizer, model)
 
 
+@pytest.mark.rows("R065")
 def test_a_model_cut_without_its_optimiser_is_noticed() -> None:
     model, example, graph = traced(nets.chain)
     optimizer = MAKE["momentum"](model)
@@ -163,6 +165,7 @@ def test_a_model_cut_without_its_optimiser_is_noticed() -> None:
 # --- an optimiser of another model ----------------------------------------------------------------
 
 
+@pytest.mark.rows("R135")
 def test_every_parameter_is_trained_by_somebody() -> None:
     model, _ = nets.chain()
     head = model.get_submodule("3")

@@ -34,6 +34,7 @@ def data(example: tuple[Tensor, ...], classes: int = 3) -> list[tuple[Tensor, Te
              torch.randint(0, classes, (n,), generator=generator)) for n in (3, 5)]
 
 
+@pytest.mark.rows("R060")
 @pytest.mark.parametrize("net", EXACT, ids=nets.name)
 def test_a_silenced_network_computes_what_the_cut_one_does(net: nets.Net) -> None:
     """Also one that is cut already; no weight is touched, and afterwards all is as before."""
@@ -55,6 +56,7 @@ def test_a_silenced_network_computes_what_the_cut_one_does(net: nets.Net) -> Non
     assert has_effect
 
 
+@pytest.mark.rows("R029")
 def test_the_oracle_is_the_loss_without_the_channel_minus_the_loss_with_it() -> None:
     """Against networks that are really cut; batches of unequal size count by their examples."""
     model, example, graph = traced(nets.residual)
@@ -78,6 +80,7 @@ def test_the_oracle_is_the_loss_without_the_channel_minus_the_loss_with_it() -> 
         assert found == pytest.approx(loss(small) - loss(model), rel=1e-9)
 
 
+@pytest.mark.rows("R017")
 def test_taylor_estimates_the_oracle_where_channels_matter_little() -> None:
     """To first order: scaled down a thousandfold, a channel's effect on the loss is linear."""
     model, example, graph = traced(nets.chain)
@@ -124,6 +127,7 @@ def test_a_sample_takes_about_as_many_of_every_group() -> None:
     assert "0.kernel" not in sample(functional, functional.whole(), 100)
 
 
+@pytest.mark.rows("R029")
 def test_rank_correlation_by_its_formula() -> None:
     """1 - 6 sum d^2 / (N (N^2 - 1)) where nothing is tied; 1 with itself, -1 turned round."""
     generator = np.random.default_rng(0)

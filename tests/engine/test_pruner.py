@@ -44,6 +44,7 @@ def same_as_silenced(whole: nn.Module, result: Result, example: tuple[Tensor, ..
     torch.testing.assert_close(run(result.model, example), expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.rows("R005", "R052")
 @pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
 def test_any_network_is_pruned_exactly(net: nets.Net) -> None:
     """The same object, smaller; counts as PyTorch counts; the certificate and the test agree."""
@@ -87,6 +88,7 @@ def test_it_is_the_packages_own_name() -> None:
 # --- what is asked --------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R139")
 @pytest.mark.parametrize("resource", ["filters", "channels", "params", "macs", "flops"])
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_the_share_asked_for_goes_and_no_channel_more(resource: str, share: float) -> None:
@@ -159,6 +161,7 @@ def test_taylor_needs_batches_and_then_cuts() -> None:
     assert plan == result.plan
 
 
+@pytest.mark.rows("R025")
 def test_random_repeats_with_its_seed() -> None:
     def cut_by(seed: int) -> Result:
         model, example = nets.residual()
@@ -168,6 +171,7 @@ def test_random_repeats_with_its_seed() -> None:
     assert cut_by(0).plan != cut_by(1).plan
 
 
+@pytest.mark.rows("R048")
 def test_what_is_ignored_stays() -> None:
     """A parent's name covers its children; whatever is coupled to them stays too."""
     model, example = nets.residual()

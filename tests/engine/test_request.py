@@ -55,6 +55,7 @@ def test_ratios_that_cannot_be_met_touch_nothing() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.rows("R037")
 def test_one_by_one_and_all_at_once_both_meet_the_target() -> None:
     plans = []
     for one_by_one in (False, True):
@@ -76,6 +77,7 @@ def test_one_by_one_asks_the_data_again(recwarn: pytest.WarningsRecorder) -> Non
     assert not recwarn
 
 
+@pytest.mark.rows("R038", "R048")
 def test_types_and_followers() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -97,6 +99,7 @@ def test_types_and_followers() -> None:
         harness.prune(Two(), torch.randn(2, 3, 8, 8), target={"filters": 0.5}, layer_types="1x1")
 
 
+@pytest.mark.rows("R047")
 def test_the_group_rule_works_from_what_is_asked() -> None:
     """ADaPT's at 30 %: a coupled group keeps 0.3 of it, ours 0.7."""
     for rule, share in (("origin", 0.3), ("monotone", 0.7)):

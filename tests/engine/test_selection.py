@@ -54,6 +54,7 @@ def removed(graph: Graph, selection: Selection) -> dict[str, list[int]]:
 # --- the order ------------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R030")
 def test_equal_scores_go_by_group_and_channel() -> None:
     """The earlier group first, then the lower index."""
     _, _, graph = traced(nets.chain)  # 8 and 6 channels
@@ -64,6 +65,7 @@ def test_equal_scores_go_by_group_and_channel() -> None:
         "0.0": [0, 1, 2, 3, 4, 5, 6], "2.0": [0, 1]}
 
 
+@pytest.mark.rows("R030")
 def test_the_lowest_scores_of_all_groups_go_first() -> None:
     _, _, graph = traced(nets.chain)
     scores = {"0.0": torch.tensor([0.9, 0.1, 0.8, 0.3, 0.9, 0.9, 0.9, 0.9]),
@@ -72,6 +74,7 @@ def test_the_lowest_scores_of_all_groups_go_first() -> None:
         "0.0": [1, 3], "2.0": [0]}
 
 
+@pytest.mark.rows("R031")
 @pytest.mark.parametrize("asked", range(1, 13))
 def test_exactly_what_is_asked_goes(asked: int) -> None:
     _, _, graph = traced(nets.chain)
@@ -113,6 +116,7 @@ def test_survivors_outscore_victims_of_their_group(net: nets.Net) -> None:
     assert found
 
 
+@pytest.mark.rows("R041")
 def test_a_second_step_goes_on_from_the_first() -> None:
     """Scores are of the channels that are left; the plan is in original channels."""
     _, _, graph = traced(nets.chain)
@@ -137,6 +141,7 @@ def test_hidden_linear_layers_stay_when_filters_are_asked_for() -> None:
 RESOURCES = ("filters", "channels", "params", "macs", "flops", "memory")
 
 
+@pytest.mark.rows("R033", "R034", "R139")
 @pytest.mark.parametrize("resource", RESOURCES)
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_a_target_is_met_within_one_channel_and_more_is_a_part_of_more(resource: str,
@@ -212,6 +217,7 @@ def test_a_local_scope_goes_on_from_a_cut_network() -> None:
 # --- ratios ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R039")
 def test_the_plan_of_the_seed_by_layer_and_ratio() -> None:
     """VGG-11: widths 57, 102, 128, 102, 128, 102, 76, 51, those with the highest scores."""
     whole = [64, 128, 256, 256, 512, 512, 512, 512]
@@ -271,6 +277,7 @@ def test_mistakes_in_ratios_are_said() -> None:
 # --- one by one -----------------------------------------------------------------------------------
 
 
+@pytest.mark.rows("R037")
 def test_scores_are_taken_anew_after_every_removal(three: Graph) -> None:
     """A score that is each channel's distance to its group's middle: the order moves as it goes."""
     asked: list[Plan] = []
@@ -400,6 +407,7 @@ def live(model: nn.Module, graph: Graph, plan: Plan, where: dict[str, int]) -> S
 shares = st.sampled_from([0.0, 0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
 
 
+@pytest.mark.rows("R042", "R043", "R049")
 @settings(max_examples=60, derandomize=True, deadline=None, database=None)
 @given(net=st.sampled_from(SOME), seed=st.integers(0, 99), num_removals=st.integers(1, 40),
        floors=st.builds(Floors, layer_min=shares, layer_min_params=shares, layer_min_macs=shares,
@@ -457,6 +465,7 @@ def widths(graph: Graph, floors: Floors, order: str = "first block.0 block.1") -
     return [len(selection.plan.kept[n]) for n in ("first", "block.0", "block.1")]
 
 
+@pytest.mark.rows("R044")
 def test_the_share_of_channels_is_rounded_up(three: Graph) -> None:
     assert widths(three, Floors(layer_min=0.5)) == [4, 5, 3]
     assert widths(three, Floors(layer_min=0.51)) == [5, 6, 4]
@@ -466,6 +475,7 @@ def test_the_share_of_channels_is_rounded_up(three: Graph) -> None:
     assert widths(three, Floors(min_channels=7)) == [7, 7, 6]
 
 
+@pytest.mark.rows("R042", "R049")
 def test_own_parameters_are_counted_with_the_whole_input(three: Graph) -> None:
     """With 'own' a floor on parameters is one on filters, whatever went before."""
     for order in ("first block.0 block.1", "block.1 block.0 first"):
@@ -473,6 +483,7 @@ def test_own_parameters_are_counted_with_the_whole_input(three: Graph) -> None:
         assert widths(three, Floors(layer_min_macs=0.5), order) == [4, 5, 3]
 
 
+@pytest.mark.rows("R049")
 def test_current_parameters_are_counted_with_the_input_as_it_is(three: Graph) -> None:
     """With 'current' what is read counts too.
 
@@ -488,6 +499,7 @@ def test_current_parameters_are_counted_with_the_input_as_it_is(three: Graph) ->
     assert widths(three, floors, "block.0 first block.1") == [8, 5, 6]
 
 
+@pytest.mark.rows("R044")
 def test_a_parents_floor_covers_its_children(three: Graph) -> None:
     """The longest name wins; layers that are not named are free."""
     floors = Floors(layer_min={"block": 0.5, "block.1": 1.0})
@@ -502,6 +514,7 @@ def test_names_are_compared_whole() -> None:
     assert share_for(0.25, "anything") == 0.25
 
 
+@pytest.mark.rows("R043")
 def test_a_block_keeps_its_share_of_parameters(three: Graph) -> None:
     """`block` holds 80 + 60: of 140, 70 stay, whichever layer gives; `first` (32) keeps 16."""
     own = Floors(block_min_params=0.5)
@@ -513,6 +526,7 @@ def test_a_block_keeps_its_share_of_parameters(three: Graph) -> None:
         1, 2, 6]
 
 
+@pytest.mark.rows("R045")
 def test_a_relative_floor_sinks_with_the_network(three: Graph) -> None:
     """Of 24 channels c are alive: a layer of n keeps min(0.9, c / 24) of its n.
 
@@ -532,6 +546,7 @@ def test_a_relative_floor_sinks_with_the_network(three: Graph) -> None:
                for width, whole in zip(low, (8, 10, 6), strict=True))
 
 
+@pytest.mark.rows("R045")
 @pytest.mark.parametrize("seed", range(4))
 def test_relative_floors_keep_the_order_within_a_group(seed: int) -> None:
     """A channel that was held once does not outlive a better one of its group."""
@@ -543,6 +558,7 @@ def test_relative_floors_keep_the_order_within_a_group(seed: int) -> None:
         assert not gone or float(scores[group][gone].max()) <= float(scores[group][kept].min())
 
 
+@pytest.mark.rows("R050")
 def test_floors_are_of_the_whole_network_in_a_later_step(three: Graph) -> None:
     start = three.plan({"first": range(6)})
     scores = {g: torch.arange(len(kept)).double() for g, kept in start.kept.items()}
@@ -550,6 +566,7 @@ def test_floors_are_of_the_whole_network_in_a_later_step(three: Graph) -> None:
     assert [len(k) for k in selection.plan.kept.values()] == [4, 5, 3]
 
 
+@pytest.mark.rows("R046")
 def test_no_layer_is_emptied() -> None:
     """Not even one of several that write parts of a group."""
     _, _, graph = traced(nets.sum_with_concat)  # a writes 0-3, b 4-9, c all
@@ -619,6 +636,7 @@ def one_after_the_other(graph: Graph, scores: dict[str, Tensor], asked: int, sha
     return kept
 
 
+@pytest.mark.rows("R030")
 @pytest.mark.parametrize("round_to", [1, 2, 4])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.75])
 def test_the_choice_is_that_of_a_plain_loop(share: float, round_to: int) -> None:

@@ -24,6 +24,7 @@ from harness.errors import SurgeryError
 every_net = pytest.mark.parametrize("net", nets.ALL, ids=nets.name)
 
 
+@pytest.mark.rows("R052", "R053", "R055", "R134")
 @every_net
 @pytest.mark.parametrize("seed", range(2))
 def test_cutting_equals_silencing(net: nets.Net, seed: int) -> None:
@@ -34,6 +35,7 @@ def test_cutting_equals_silencing(net: nets.Net, seed: int) -> None:
     torch.testing.assert_close(run(model, example), expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.rows("R053")
 @every_net
 def test_what_is_cut_is_read_by_nobody_else(net: nets.Net) -> None:
     """With its readers silenced, a removed channel may hold anything."""
@@ -51,6 +53,7 @@ def test_what_is_cut_is_heard_where_its_readers_are_not_silenced() -> None:
     assert not torch.allclose(run(noisy, example)[0], run(model, example)[0], rtol=1e-3)
 
 
+@pytest.mark.rows("R059")
 @every_net
 def test_two_cuts_are_one(net: nets.Net) -> None:
     model, _, graph = traced(net)
@@ -66,6 +69,7 @@ def test_two_cuts_are_one(net: nets.Net) -> None:
         assert torch.equal(one, two), name
 
 
+@pytest.mark.rows("R055")
 @every_net
 def test_a_cut_network_trains(net: nets.Net) -> None:
     """The forward runs in train mode, and every parameter gets a gradient of its own shape."""
@@ -78,6 +82,7 @@ def test_a_cut_network_trains(net: nets.Net) -> None:
         assert parameter.grad.shape == parameter.shape, name
 
 
+@pytest.mark.rows("R052", "R055")
 @every_net
 def test_sizes_repeated_as_attributes_follow_the_tensors(net: nets.Net) -> None:
     model, _, graph = traced(net)
@@ -184,6 +189,7 @@ def test_gradients_of_cut_tensors_are_dropped() -> None:
                      "3.2.weight": False, "3.2.bias": True}
 
 
+@pytest.mark.rows("R052")
 def test_a_cut_keeps_dtype_and_what_is_not_trained() -> None:
     model, _, graph = traced(nets.chain)
     model.half()
@@ -227,6 +233,7 @@ def test_a_transaction_puts_everything_back() -> None:
     assert snapshot(model) == before
 
 
+@pytest.mark.rows("R061")
 def test_a_plan_is_replayed_from_indices_alone() -> None:
     """A fresh whole model cut by {tensor: {dimension: indices}} fits the weights of the first."""
     model, example = nets.unet_transposed()
@@ -239,6 +246,7 @@ def test_a_plan_is_replayed_from_indices_alone() -> None:
     torch.testing.assert_close(run(fresh, as_tuple(example)), run(model, as_tuple(example)))
 
 
+@pytest.mark.rows("R059")
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1, 1), (6, 5, 3, 3), (6, 5, 2, 2, 2), (6, 5, 9)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "turned"])
 def test_rows_and_columns_that_go_at_once_are_those_that_go_in_turn(shape: tuple[int, ...],

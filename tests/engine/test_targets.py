@@ -25,6 +25,7 @@ def with_macs(macs: int) -> Counts:
     return Counts(100, 120, 1000, macs, 4000, 5.0)
 
 
+@pytest.mark.rows("R032")
 @pytest.mark.parametrize(("filters", "each", "percentage", "steps"), [
     (4224, 512, 67, 5), (4224, 512, 20, 1), (4224, 32, 70, 92), (4224, 32, 99, 130)])
 def test_iterations_of_the_first_seeds(filters: int, each: int, percentage: float,
@@ -32,6 +33,7 @@ def test_iterations_of_the_first_seeds(filters: int, each: int, percentage: floa
     assert origin_iterations(filters, each, percentage) == steps
 
 
+@pytest.mark.rows("R035")
 def test_what_a_step_took_too_much_is_taken_off_the_next() -> None:
     """Steps of 1000 of 10,000 end at 9000, 8000, ..., wherever the one before ended."""
     for budget in (Budget("macs", 0.1), Budget("macs", 1000)):
@@ -44,6 +46,7 @@ def test_what_a_step_took_too_much_is_taken_off_the_next() -> None:
         assert budget.enough(WHOLE, with_macs(8050)) == pytest.approx(7000, abs=1e-4)
 
 
+@pytest.mark.rows("R035", "R036")
 @pytest.mark.parametrize("resource", ["filters", "channels", "params", "macs", "flops", "memory",
                                       "latency"])
 def test_a_step_always_takes_something(resource: str) -> None:
@@ -85,6 +88,7 @@ def test_what_is_wrong_with_a_target_or_a_step_is_said() -> None:
         target_of(graph, {"latency": 0.5})
 
 
+@pytest.mark.rows("R040")
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.9, 1.0])
 def test_thresholds_are_quantiles(share: float) -> None:
     scores = torch.rand(37, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -92,6 +96,7 @@ def test_thresholds_are_quantiles(share: float) -> None:
     assert keeps_by_quantile(scores, share).tolist() == expected.tolist()
 
 
+@pytest.mark.rows("R040")
 def test_a_quantile_keeps_equals_together_and_a_count_does_not() -> None:
     even = torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0])
     assert keeps_by_quantile(even, 0.5).tolist() == [True] * 5
@@ -102,6 +107,7 @@ def test_a_quantile_keeps_equals_together_and_a_count_does_not() -> None:
     assert keeps_by_count(even, 1.0).tolist() == [False] * 5
 
 
+@pytest.mark.rows("R039")
 @pytest.mark.parametrize(("width", "share", "kept"), [
     (64, 0.1, 57), (128, 0.2, 102), (256, 0.5, 128), (256, 0.6, 102), (512, 0.75, 128),
     (512, 0.8, 102), (512, 0.85, 76), (512, 0.9, 51), (10, 0.9, 1)])

@@ -50,9 +50,10 @@ PLAIN = [n for n in (*nets.ALL, *KNOWN)
                        nets.fixed_features)]
 
 
+@pytest.mark.rows("R082")
 @pytest.mark.parametrize("net", PLAIN, ids=nets.name)
 def test_training_is_counted_as_it_runs_whole_and_cut(net: nets.Net) -> None:
-    """R082: forward, gradients of inputs (not of the pictures), gradients of weights."""
+    """Forward, gradients of inputs (not of the pictures), gradients of weights."""
     model, example, graph = traced(net)
     needed = gradients(model, example)
     whole = work(graph, needed)
@@ -65,6 +66,7 @@ def test_training_is_counted_as_it_runs_whole_and_cut(net: nets.Net) -> None:
     assert gradients(model, example) == needed
 
 
+@pytest.mark.rows("R082")
 def test_the_parts_of_training_by_hand() -> None:
     """Two convolutions with stride and groups, a linear layer: each part has the forward's MACs,
     but the pictures need no gradient."""
@@ -81,8 +83,9 @@ def test_the_parts_of_training_by_hand() -> None:
     assert found.flops == 2 * found.macs
 
 
+@pytest.mark.rows("R006")
 def test_a_frozen_part_costs_no_gradients() -> None:
-    """R006: with frozen features a step is their forward, and the head without input gradient."""
+    """With frozen features a step is their forward, and the head without input gradient."""
     model, example, graph = traced(nets.chain)
     freeze(model, ["0"])
     found = work(graph, gradients(model, example))
@@ -114,8 +117,9 @@ def vgg() -> Work:
     return work(trace(model, example), gradients(model, example))
 
 
+@pytest.mark.rows("R080")
 def test_vgg16_as_others_count_it(vgg: Work) -> None:
-    """R080. Molchanov et al. 2017 give 30.96 GFLOPs; seed 001 would say 15.47 for the same."""
+    """Molchanov et al. 2017 give 30.96 GFLOPs; seed 001 would say 15.47 for the same."""
     macs, maps = 15_346_630_656, 13_547_520
     linear, hidden = 25088 * 4096 + 4096 * 4096 + 4096 * 1000, 4096 + 4096 + 1000
     assert vgg.counted_as("macs") == vgg.macs == macs + linear
@@ -127,13 +131,14 @@ def test_vgg16_as_others_count_it(vgg: Work) -> None:
     assert 2 * macs / 1e9 == pytest.approx(30.7, abs=0.01)
 
 
+@pytest.mark.rows("R079")
 def test_operators_are_told_apart(vgg: Work) -> None:
-    """R079."""
     assert vgg.by_operator() == {"aten.conv2d": (13, 15_346_630_656),
                                  "aten.linear": (3, vgg.macs - 15_346_630_656)}
     assert vgg.uncounted["aten.relu_"] == 15
 
 
+@pytest.mark.rows("R080")
 def test_biases_count_where_there_are_some() -> None:
     """Five outputs of the linear layer; the convolution's have none."""
     model, example = nets.made(lambda: nn.Sequential(
@@ -143,8 +148,9 @@ def test_biases_count_where_there_are_some() -> None:
     assert [use.has_bias for use in found.uses] == [False, True]
 
 
+@pytest.mark.rows("R136")
 def test_looking_for_gradients_changes_nothing() -> None:
-    """R136: weights, statistics, gradients, mode, plain attributes, and torch's generator."""
+    """Weights, statistics, gradients, mode, plain attributes, and torch's generator."""
     model, example, _ = traced(nets.residual)
     model.train()
     model(*example).sum().backward()

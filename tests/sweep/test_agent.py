@@ -25,6 +25,7 @@ from harness.sweep.space import Space
 NAN = 1e30  # a learning rate after which no loss is finite
 
 
+@pytest.mark.rows("R106")
 def test_a_trial_that_fails_says_why_and_the_study_goes_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     study = tiny.study(trials=2, controls=[], space={
@@ -45,6 +46,7 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(tmp_path: Path) -> No
     assert machine.runs("study")[0].status == "FINISHED"
 
 
+@pytest.mark.rows("R015")
 def test_a_trial_without_memory_fails_lets_it_go_and_the_agent_lives(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial after it begins without the network and the batches of the one that failed."""
@@ -111,6 +113,7 @@ def test_a_trial_that_died_three_times_is_given_up(tmp_path: Path,
     assert [run.status for run in machine.runs("trial")][-2:] == ["FAILED", "FINISHED"]
 
 
+@pytest.mark.rows("R121")
 def test_duplicates_take_the_stored_result_and_a_small_space_ends_cleanly(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(tmp_path)
@@ -169,6 +172,7 @@ def test_a_trial_that_another_ended_while_its_asker_slept_is_left_to_him(
     assert "trial 0 was taken over by another agent" in said
 
 
+@pytest.mark.rows("R105")
 def test_the_value_is_the_last_steps_and_the_constraint_its_flops_over_the_budget(
         tmp_path: Path) -> None:
     machine, study = Machine(tmp_path), tiny.study(trials=2, controls=[])
@@ -187,6 +191,7 @@ RANGES: dict[str, Any] = {
     "retrain.lr": {"float": [0.01, 0.2], "log": True}, "prune.criterion": ["l1", "taylor"]}
 
 
+@pytest.mark.rows("R102")
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "nsga2"])
 def test_a_study_over_ranges_logs_plain_numbers_and_prunes_by_them(tmp_path: Path,
                                                                    sampler: str) -> None:

@@ -19,12 +19,14 @@ def path(search: Search, holds: Callable[[float], bool]) -> list[float]:
     return tried
 
 
+@pytest.mark.rows("R108")
 def test_the_origins_way_is_that_of_seed_004() -> None:
     origin = Search(path="origin")
     assert path(origin, lambda percentage: True) == [50, 75, 85, 90, 95]
     assert path(origin, lambda percentage: False) == [50, 30, 20, 15, 10]
 
 
+@pytest.mark.rows("R108")
 @pytest.mark.parametrize("limit", range(0, 100, 5))
 def test_the_largest_that_holds_is_found_wherever_it_is(limit: int) -> None:
     """On a grid of 19 in at most 5 probes, as halving needs."""
@@ -39,6 +41,7 @@ def test_the_origins_way_finds_it_too_but_for_the_lowest(limit: int) -> None:
     assert max(p for p in tried if p <= limit) == min(limit, 95)
 
 
+@pytest.mark.rows("R108")
 @pytest.mark.parametrize("way", ["exact", "origin"])
 def test_the_first_that_holds_may_be_enough(way: str) -> None:
     search = Search.model_validate({"path": way, "first": True})

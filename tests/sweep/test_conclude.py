@@ -37,6 +37,7 @@ def finals(whole: Whole) -> list[tuple[float, int, int, str]]:
             for number, stage in trial.finals.items()]
 
 
+@pytest.mark.rows("R103", "R105")
 def test_the_champion_is_the_most_accurate_network_within_the_budget(whole: Whole) -> None:
     limit = 0.3 * whole.outcome.baseline.macs
     within = [f for f in finals(whole) if f[1] <= limit]
@@ -96,6 +97,7 @@ def test_epochs_are_those_that_were_trained(whole: Whole) -> None:
     assert whole.outcome.saved_with_baselines == pytest.approx((naive + 3 * 6) / trained)
 
 
+@pytest.mark.rows("R140")
 def test_the_test_split_is_read_once_a_network_after_all_training(whole: Whole) -> None:
     assert [what for what, _ in whole.events].index("test") == len(whole.events) - 2
     assert [experiment.data.test_reads for experiment in whole.experiments] == [2]
@@ -106,6 +108,7 @@ def test_the_test_split_is_read_once_a_network_after_all_training(whole: Whole) 
     assert sorted(run.role for run in read) == ["baseline", "trial"]
 
 
+@pytest.mark.rows("R119")
 def test_every_run_has_its_role_its_parent_and_its_end(whole: Whole) -> None:
     machine = whole.machine
     assert {role: len(machine.runs(role)) for role in ("study", "baseline", "trial", "control")} \
@@ -119,6 +122,7 @@ def test_every_run_has_its_role_its_parent_and_its_end(whole: Whole) -> None:
         assert run.parent == (None if id == study_run else study_run)
 
 
+@pytest.mark.rows("R112", "R119")
 def test_searched_settings_are_params_under_short_and_whole_names(whole: Whole) -> None:
     for run, (config, _) in zip(whole.machine.runs("trial"), whole.trials, strict=True):
         assert [float(run.params[name]) for name in SHORT] == [
@@ -136,6 +140,7 @@ def walked(run: MemoryRun, kept: set[str]) -> list[int]:
     return numbers[0]
 
 
+@pytest.mark.rows("R062", "R088")
 def test_metrics_have_their_fixed_names_and_every_step_once(whole: Whole) -> None:
     runs = whole.machine.runs("trial") + whole.machine.runs("control")
     for run, (config, trial) in zip(runs, whole.trials + whole.controls, strict=True):

@@ -73,6 +73,7 @@ def refuse(*_: object, **__: object) -> None:
     raise AssertionError("nothing may be opened or trained")
 
 
+@pytest.mark.rows("R121")
 def test_a_finished_study_is_shown_at_once(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents, "Experiment", refuse)
     monkeypatch.setattr(training, "train", refuse)
@@ -193,6 +194,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> list[Life]:
     return lives
 
 
+@pytest.mark.rows("R106", "R120")
 def test_death_at_any_moment_changes_nothing(whole: Whole, tmp_path: Path, moments: list[Life],
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """Every life is one write longer than the one before, and begins where that one ended."""

@@ -78,6 +78,7 @@ def test_one_run_each_is_compared_but_nothing_is_claimed(single: tuple[Machine, 
     assert all("may be luck" in text and "beats" not in text for text in outcome.verdict)
 
 
+@pytest.mark.rows("R107")
 def test_replicates_compare_fresh_runs_on_baselines_of_their_own(
         repeated: tuple[Machine, Outcome]) -> None:
     machine, outcome = repeated
@@ -97,6 +98,7 @@ def test_replicates_compare_fresh_runs_on_baselines_of_their_own(
         assert started == {(0, baseline.curve("final_val_accuracy")[0][1])}
 
 
+@pytest.mark.rows("R107")
 def test_what_is_compared_is_counted_again_by_hand(repeated: tuple[Machine, Outcome]) -> None:
     machine, outcome = repeated
     values = {p.key: p.value for p in machine.runs("study")[0].points}

@@ -47,6 +47,7 @@ def curves(machine: Machine) -> dict[int, list[tuple[float, float]]]:
             for run in machine.runs("trial")}
 
 
+@pytest.mark.rows("R105")
 def test_a_front_is_told_accuracy_and_flops(
         pareto: tuple[Machine, Outcome, list[FrozenTrial]]) -> None:
     machine, _, every = pareto
@@ -91,6 +92,7 @@ def test_what_was_stopped_is_not_fine_tuned(
         assert len(run.curve("train_loss")) == epochs + (not is_stopped)
 
 
+@pytest.mark.rows("R106")
 def test_a_trial_under_the_median_where_as_many_flops_are_gone_is_stopped(
         median: tuple[Machine, Outcome, list[FrozenTrial]]) -> None:
     """By numpy's interpolation, over trials that ended before and were not stopped themselves."""
@@ -151,6 +153,7 @@ def trials_of(machine: Machine, study: Study) -> list[tuple[Any, ...]]:
             for t in machine.ledger(study).trials()]
 
 
+@pytest.mark.rows("R108")
 def test_a_binary_search_ends_at_the_largest_percentage_that_keeps_the_accuracy(
         tmp_path: Path) -> None:
     machine, outcome, every = walked(tiny.study(**SEARCH, trials=12), tmp_path)
@@ -165,6 +168,7 @@ def test_a_binary_search_ends_at_the_largest_percentage_that_keeps_the_accuracy(
     assert not machine.conduct(tiny.study(**SEARCH, trials=12))[1], "it is finished"
 
 
+@pytest.mark.rows("R108")
 def test_a_binary_search_on_the_origins_way_tries_what_the_origin_tried(tmp_path: Path) -> None:
     """With nothing to lose every percentage holds but one that cannot be reached."""
     study = tiny.study(**{**SEARCH, "tolerance": 1.0}, search={"path": "origin"}, trials=12)

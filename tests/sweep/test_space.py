@@ -59,6 +59,7 @@ def suggestions(space: Space, count: int, *, name: str = "s", dying: bool = Fals
     return list(found)
 
 
+@pytest.mark.rows("R106")
 @pytest.mark.parametrize("sampler", ["tpe", "random", "brute", "nsga2", "gp"])
 def test_the_same_study_makes_the_same_suggestions(sampler: str) -> None:
     straight = suggestions(space(sampler), 10)
@@ -208,6 +209,7 @@ def test_tpe_learns_where_random_does_not() -> None:
     assert mean("tpe") > mean("random")
 
 
+@pytest.mark.rows("R105")
 @pytest.mark.parametrize(("sampler", "trials"), [("tpe", 60), ("gp", 12), ("nsga2", 200)])
 def test_samplers_learn_from_constraints(sampler: str, trials: int) -> None:
     """The higher `a` the better, but only up to a half is feasible. nsga2 learns from trial 50."""

@@ -1,9 +1,9 @@
 """Prune every classification and segmentation network of torchvision by half, and check each.
 
-    python -m benchmarks.coverage [MODEL ...] [--resume] [--jobs 1] [--table-only]
+    python -m benchmarks.networks [MODEL ...] [--resume] [--jobs 1] [--table-only]
 
-One process a network; its answer is one line of `benchmarks/results/coverage.jsonl`, the newest
-counting; the table of all answers is written to `docs/coverage.md`. Ends with 1 if a check failed.
+One process a network; its answer is one line of `benchmarks/results/networks.jsonl`, the newest
+counting; the table of all answers is written to `docs/networks.md`. Ends with 1 if a check failed.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import coverage_page, machine, zoo
+from benchmarks import machine, networks_page, zoo
 from benchmarks.children import ROOT, Answer, answer, ask, first_line
-from benchmarks.coverage_checks import SCOPES, cut_and_check, resource_of
+from benchmarks.network_checks import SCOPES, cut_and_check, resource_of
 from harness import trace
 
-ANSWERS = ROOT / "benchmarks" / "results" / "coverage.jsonl"
-PAGE = ROOT / "docs" / "coverage.md"
+ANSWERS = ROOT / "benchmarks" / "results" / "networks.jsonl"
+PAGE = ROOT / "docs" / "networks.md"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         with asked.answers.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         done[str(found["model"])] = found
-        print(coverage_page.line(found), flush=True)
+        print(networks_page.line(found), flush=True)
     rows = [done[name] for name in zoo.ALL if name in done]
-    asked.page.write_text(coverage_page.page(rows, zoo.ALL), encoding="utf-8")
-    print(f"{coverage_page.summary(rows, zoo.ALL)} {asked.page}")
+    asked.page.write_text(networks_page.page(rows, zoo.ALL), encoding="utf-8")
+    print(f"{networks_page.summary(rows, zoo.ALL)} {asked.page}")
     return int(any(row["failures"] for row in rows))
 
 
@@ -91,7 +91,7 @@ def _ask_all(names: list[str], asked: argparse.Namespace) -> Iterator[Answer]:
     options = [*(["--size", str(asked.size)] if asked.size else []),
                *(["--threads", str(asked.threads)] if asked.threads else [])]
     with ThreadPoolExecutor(asked.jobs) as pool:
-        waiting = {pool.submit(ask, "benchmarks.coverage", name, "--child", *options,
+        waiting = {pool.submit(ask, "benchmarks.networks", name, "--child", *options,
                                limit_s=asked.limit_s): name for name in names}
         for future in as_completed(waiting):
             found = future.result()
@@ -109,7 +109,7 @@ def _answers(path: Path) -> dict[str, Answer]:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all of them")
     parser.add_argument("--resume", action="store_true",

@@ -1,4 +1,4 @@
-"""The coverage table, as a page that a person can read."""
+"""The table of all networks, as a page that a person can read."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 HEAD = """# Every network of torchvision, cut in half
 
-Made by `python -m benchmarks.coverage`; do not edit. {summary}
+Made by `python -m benchmarks.networks`; do not edit. {summary}
 
 Each network is built untrained, with its auxiliary heads; every parameter that begins as one
 repeated number (scales of norms and layers, biases, tokens) is drawn at random, and batch norms

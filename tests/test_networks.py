@@ -1,4 +1,4 @@
-"""The coverage command itself: what it lets pass, what it must notice, and what it remembers."""
+"""Every network cut: what its checks let pass and must notice, and which answers are kept."""
 
 import json
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import harness
-from benchmarks import coverage, coverage_page, machine, zoo
-from benchmarks.coverage_checks import SCOPES, CutReport, cut_and_check
+from benchmarks import machine, networks, networks_page, zoo
+from benchmarks.network_checks import SCOPES, CutReport, cut_and_check
 from harness.engine.certificate import Certificate
 
 Spoil = Callable[[harness.Result], harness.Result]
@@ -130,12 +130,12 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return {"failure": "killed by SIGKILL"}
         return said(name, *(["local: no"] if name == "vgg11" else []))
 
-    monkeypatch.setattr(coverage, "ask", child)
+    monkeypatch.setattr(networks, "ask", child)
     return names
 
 
 def run(folder: Path, *arguments: str) -> int:
-    return coverage.main([*arguments, "--answers", str(folder / "answers.jsonl"),
+    return networks.main([*arguments, "--answers", str(folder / "answers.jsonl"),
                           "--page", str(folder / "page.md")])
 
 
@@ -168,7 +168,7 @@ def test_an_unknown_network_is_refused_before_any_work(asked_for: list[str],
 
 
 def test_the_page_shows_a_network_and_folds_reasons() -> None:
-    page = coverage_page.page([said("resnet18"), said("vgg11")], ["resnet18", "vgg11"])
+    page = networks_page.page([said("resnet18"), said("vgg11")], ["resnet18", "vgg11"])
     assert "**2 of 2 networks ok**, 0 failed." in page
     assert ("| resnet18 | filters | 0.50 | 10 | 1.0 | 3 | 3 | 1 a, 1 b | 0.250 | 0.500 | 1e-15 | "
             "1e-01 | ok |") in page
