@@ -369,6 +369,51 @@ def export(name: str, format_: str | None, out: str | None, home: str | None) ->
 
 
 @cli.command()
+@click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
+@click.option("--picture", "numbers", type=int, multiple=True, metavar="N",
+              help="Show this picture of the split; may be repeated. [the first four]")
+@click.option("--of", "count", callback=_count, metavar="N",
+              help="Compare the maps on so many pictures. [64]")
+@click.option("--target", callback=_given, metavar="CLASS",
+              help="Maps of this class, by name or number. [each network's own prediction]")
+@click.option("--data", callback=_given, metavar="CONFIG",
+              help="Whose data set to look at. [that of the first network that names one]")
+@click.option("--use-test-split", "use_test", is_flag=True,
+              help="Look at the test split instead of validation: for a report, not for a choice.")
+@click.option("--out", callback=_given, metavar="FOLDER", help="[pictures in the home]")
+@click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
+@_set
+@_home
+def gradcam(networks: Sequence[str], numbers: Sequence[int], count: int | None, target: str | None,
+            data: str | None, use_test: bool, out: str | None, storage: str | None,
+            overrides: Sequence[str], home: str | None) -> None:
+    """Show where networks look (Grad-CAM), side by side, and how alike that is.
+
+    NETWORK is baseline:CONFIG, study:STUDY (its champion), study:STUDY:7 (a trial),
+    study:STUDY:random (a control), run:ID (of MLflow) or file:PATH. --set is for CONFIG.
+    Example: harness gradcam baseline:vgg16_digits study:vgg16_budget
+    """
+    from harness.console import Console, StudyScreen
+    from harness.sweep.looking import Asked, compare_views, table_of
+    from harness.sweep.networks import Shelf, references
+
+    asked = Asked(references(list(networks)), numbers, of=count or 64, target=target,
+                  use_test=use_test)
+    root = _home_of(home)
+    console = Console()
+    data_of = _load_run(data, overrides) if data else None
+    shelf = Shelf(root, _tracker("gradcam", root), lambda name: _load_run(name, overrides),
+                  _place(home, storage, None))
+    with StudyScreen(console) as screen:
+        looked = compare_views(asked, shelf, screen, Path(out) if out else root / "pictures",
+                               data_of=data_of)
+    for title, columns, rows in table_of(looked):
+        console.table(title, columns, rows)
+    for path in looked.files:
+        console.say(f"wrote {path}")
+
+
+@cli.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @_home
 def ui(port: int, home: str | None) -> None:
