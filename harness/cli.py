@@ -549,7 +549,7 @@ def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> 
         f"{outcome.settings_finished} settings; {outcome.epochs_run} epochs of retraining and "
         f"fine-tuning, a sweep without sharing would have run {outcome.epochs_naive} "
         f"({outcome.saved:.2f}x; {outcome.saved_with_baselines:.2f}x with a baseline each).",
-        f"bookkeeping (MLflow, Optuna, stage store) took "
+        f"bookkeeping (MLflow, Optuna, stage store, pictures) took "
         f"{percent(outcome.bookkeeping['bookkeeping_share'])} of the agents' time so far."]
     notes += list(outcome.notes)
     if best is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from harness.analysis.gradcam import Alike, Similarity, Unseen, View, most_pixels, resized
-from harness.analysis.ink import BLACK, GREEN, RED, WHITE, Picture
+from harness.analysis.ink import BLACK, GREEN, RED, WHITE, Picture, photo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def comparison(inputs: Tensor, targets: Tensor, numbers: Sequence[int], shown: i
             axes.set_axis_off()
         _head(grid[0][0], f"{split} picture", "")
         for place in range(shown):
-            _photo(grid[place + 1][0], inputs[place])
+            photo(grid[place + 1][0], inputs[place])
             grid[place + 1][0].set_title(
                 f"no. {numbers[place]}, true: {_label(labels, int(truth[place]))}")
         for column, view in enumerate(views, start=1):
@@ -65,7 +65,7 @@ def _column(axes: "Sequence[Axes]", view: View | Unseen, inputs: Tensor, labels:
     size = (int(inputs.shape[2]), int(inputs.shape[3]))
     maps = resized(view.maps, size)
     for number, panel in enumerate(axes[1:]):
-        _photo(panel, inputs[number])
+        photo(panel, inputs[number])
         largest = float(maps[number].max())
         panel.imshow(maps[number] / largest if largest else maps[number], cmap=MAP, alpha=0.6,
                      vmin=0, vmax=1, interpolation="bilinear")
@@ -104,16 +104,6 @@ def _unseen(axes: "Axes", reason: str) -> None:
     text = textwrap.shorten(reason, 190, placeholder=" ...")
     axes.text(0.5, 0.5, "\n".join(textwrap.wrap(text, 27)), ha="center", va="center", fontsize=6.5,
               color=RED)
-
-
-def _photo(axes: "Axes", picture: Tensor) -> None:
-    """(C, H, W), scaled however training wanted it: stretched to the whole range of brightness."""
-    low, high = float(picture.min()), float(picture.max())
-    shown = (picture - low) / ((high - low) or 1.0)
-    if len(shown) == 3:
-        axes.imshow(shown.permute(1, 2, 0))
-    else:
-        axes.imshow(shown.mean(0), cmap="gray", vmin=0, vmax=1)
 
 
 def _bar(figure: "Figure", grid: "Sequence[Sequence[Axes]]") -> None:

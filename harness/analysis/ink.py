@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from harness.store import write_whole
 
 if TYPE_CHECKING:
@@ -94,3 +96,13 @@ def legend(axes: "Axes", **where: Any) -> None:
     once = dict(zip(labels, handles))
     if once:
         axes.legend(once.values(), once.keys(), **where)
+
+
+def photo(axes: "Axes", picture: Tensor) -> None:
+    """(C, H, W), scaled however training wanted it: stretched to the whole range of brightness."""
+    low, high = float(picture.min()), float(picture.max())
+    shown = (picture - low) / ((high - low) or 1.0)
+    if len(shown) == 3:
+        axes.imshow(shown.permute(1, 2, 0))
+    else:
+        axes.imshow(shown.mean(0), cmap="gray", vmin=0, vmax=1)

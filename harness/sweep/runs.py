@@ -170,6 +170,7 @@ class Runs:
         journal.layers(trial.steps)
         journal.plans(trial.steps)
         journal.ledgers(trial.steps)
+        journal.milestones(trial.steps, trial.final)
         journal.epochs(trial.final)
         journal.final(trial.final, trial.last.cost)
         self.tracker.set_tags(run_id, {
