@@ -1,6 +1,6 @@
 """Accuracy against what is removed, what is left, what training took, and the time measured.
 
-Units: accuracy and shares in [0, 1], drawn as percent; FLOPs are 2 x MACs; G is 10^9.
+Units: accuracy and shares in [0, 1], drawn as percent; FLOPs are 2 x MACs; M is 10^6, G 10^9.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from harness.analysis.ink import (
     BLACK,
     BLUE,
+    DARK,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     RED,
@@ -21,6 +21,8 @@ from harness.analysis.ink import (
     Picture,
     legend,
     percent_axis,
+    plain_logarithmic,
+    unit_of,
 )
 from harness.analysis.paired import spread
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (6.4, 4.0)
+SIZE = (7.4, 3.9)
 VALIDATION = "accuracy on validation"
 
 
@@ -98,7 +100,7 @@ def accuracy_removed(curves: Sequence[Curve], baseline: Spot) -> Picture:
         axes.set_xlabel("convolution filters removed")
         axes.set_ylabel(VALIDATION)
         axes.set_xlim(left=0)
-        legend(axes, loc="best")
+        legend(axes, figure)
 
     return Picture("accuracy_vs_filters_removed", SIZE, draw, COLUMNS, rows_of(curves))
 
@@ -108,15 +110,17 @@ def accuracy_flops(curves: Sequence[Curve], baseline: Spot, budget: float | None
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        _points(axes, curves, baseline, lambda s: s.flops / 1e9)
-        if budget is not None:
-            axes.axvline(budget * baseline.flops / 1e9, color=BLACK, lw=0.8, ls=":",
-                         label=f"budget: {budget:.3g} of the baseline's")
+        size, unit = unit_of(baseline.flops)
         axes.set_xscale("log")
+        plain_logarithmic(axes.xaxis)
+        _points(axes, curves, baseline, lambda s: s.flops / size)
+        if budget is not None:
+            axes.axvline(budget * baseline.flops / size, color=BLACK, lw=0.8, ls=":",
+                         label=f"budget: {budget:.3g} of these FLOPs")
         percent_axis(axes.yaxis)
-        axes.set_xlabel("FLOPs per picture (G, 2 x MACs; logarithmic)")
+        axes.set_xlabel(f"FLOPs per picture ({unit}, 2 x MACs; logarithmic)")
         axes.set_ylabel(VALIDATION)
-        legend(axes, loc="best")
+        legend(axes, figure)
 
     return Picture("accuracy_vs_flops", SIZE, draw, COLUMNS, rows_of(curves))
 
@@ -124,17 +128,21 @@ def accuracy_flops(curves: Sequence[Curve], baseline: Spot, budget: float | None
 def accuracy_training(curves: Sequence[Curve], baseline: Spot) -> Picture:
     """Against all the FLOPs of training so far, the baseline's with them."""
 
+    spent = [s.training_flops for c in curves for s in c.spots if s.training_flops is not None]
+    size, unit = unit_of(max(spent, default=1))
+
     def value(spot: Spot) -> float | None:
-        return None if spot.training_flops is None else spot.training_flops / 1e9
+        return None if spot.training_flops is None else spot.training_flops / size
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
         _lines(axes, curves, value)
         _baseline(axes, baseline, value)
         percent_axis(axes.yaxis)
-        axes.set_xlabel("FLOPs of training so far (G; forward and backward, baseline included)")
+        axes.set_xlabel(f"FLOPs of training so far ({unit}; forward and backward, with the "
+                        "baseline's)")
         axes.set_ylabel(VALIDATION)
-        legend(axes, loc="best")
+        legend(axes, figure)
 
     return Picture("accuracy_vs_training_gflops", SIZE, draw, COLUMNS, rows_of(curves))
 
@@ -149,7 +157,7 @@ def accuracy_latency(curves: Sequence[Curve], baseline: Spot) -> Picture:
         axes.set_xlim(left=0)
         axes.set_xlabel("latency of one picture (ms, measured where the network was made)")
         axes.set_ylabel(VALIDATION)
-        legend(axes, loc="best")
+        legend(axes, figure)
 
     return Picture("accuracy_vs_latency", SIZE, draw, COLUMNS, rows_of(curves))
 
@@ -178,7 +186,7 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
         percent_axis(axes.yaxis)
         axes.set_xlabel("epochs of retraining and fine-tuning so far (shared ones once)")
         axes.set_ylabel(what)
-        legend(axes, loc="best")
+        legend(axes, figure)
 
     rows = [[n, paid[n], answers[n], asked[n] if asked else None, holds[n] if holds else None]
             for n in range(len(epochs))]
@@ -222,7 +230,7 @@ def _lines(axes: "Axes", curves: Sequence[Curve], value: Value) -> None:
         xy = [(v, s.accuracy) for s in curve.spots if (v := value(s)) is not None]
         if not xy:
             continue
-        style = {"trial": {"color": GREY, "lw": 1.0, "marker": ".", "ms": 4, "label": "trials"},
+        style = {"trial": {"color": DARK, "lw": 1.0, "marker": ".", "ms": 4, "label": "trials"},
                  "champion": {"color": BLUE, "lw": 2.0, "marker": "o", "ms": 4.5,
                               "label": curve.kind}}.get(curve.role)
         if style is None:

@@ -121,7 +121,7 @@ def by_class(before: Judgement, after: Judgement, labels: Sequence[str], *,
         left = f"; the {WIDEST} that lose most of {len(order)}" if len(order) > WIDEST else ""
         axes.set_xlabel(f"{what} on validation (in brackets: "
                         f"{'pixels' if of_pixels else 'pictures'} of the class{left})")
-        legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        legend(axes)
 
     rows = [[labels[n], int(before.confusion[n].sum()), float(before.recall[n]),
              float(after.recall[n]), float(before.iou[n]), float(after.iou[n])]
@@ -154,8 +154,8 @@ def calibration(before: Judgement, after: Judgement, *, names: tuple[str, str]) 
             axes.set_xlabel("confidence of the prediction")
             percent_axis(axes.xaxis)
             percent_axis(axes.yaxis)
-        legend(left, loc="upper left")
-        legend(right, loc="upper left")
+        legend(left)
+        legend(right)
 
     rows = [[name, n / BINS, (n + 1) / BINS, *judged.bins[:, n].tolist()]
             for name, judged in zip(names, (before, after)) for n in range(BINS)]

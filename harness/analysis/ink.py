@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY, WHITE = "#C8C8C8", "#FFFFFF"
+GREY, DARK, WHITE = "#C8C8C8", "#8C8C8C", "#FFFFFF"
 DPI, PRINT_DPI = 150, 300  # on a screen, and for what is printed
 STYLE: Mapping[str, Any] = {"font.size": 9.0, "axes.titlesize": 10.0, "axes.spines.top": False,
          "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
@@ -90,12 +90,42 @@ def percent_axis(axis: Any, digits: int | None = None) -> None:
     axis.set_major_formatter(PercentFormatter(1.0, decimals=digits))
 
 
-def legend(axes: "Axes", **where: Any) -> None:
-    """One line for every name, once."""
+def legend(axes: "Axes", beside: "Figure | None" = None) -> None:
+    """One line for every name, once; above the axes, or beside them, never over what they show."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles))
-    if once:
-        axes.legend(once.values(), once.keys(), **where)
+    if once and beside is not None:
+        beside.legend(once.values(), once.keys(), loc="outside right upper")
+    elif once:
+        widest = max(map(len, once))
+        axes.legend(once.values(), once.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0),
+                    ncols=1 if widest > 20 else 3)
+
+
+def unit_of(largest: float) -> tuple[float, str]:
+    """(how many make one, name) of the unit in which a number is read best."""
+    return next(((size, name) for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+                 if largest >= size), (1.0, ""))
+
+
+def brief(number: float) -> str:
+    """36500 as 36.5 k."""
+    size, name = unit_of(number)
+    return f"{number / size:.3g} {name}".strip()
+
+
+def brief_axis(axis: Any) -> None:
+    """Large numbers as people read them, without a power of ten at the end of the axis."""
+    axis.set_major_formatter(lambda value, place: brief(value))
+
+
+def plain_logarithmic(axis: Any) -> None:
+    """0.1, 0.2, 0.5, 1, 2, 5, ... on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def photo(axes: "Axes", picture: Tensor) -> None:

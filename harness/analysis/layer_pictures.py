@@ -1,13 +1,26 @@
 """A pruned network beside the whole one, layer by layer: what went, what lives, what it weighs."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from harness.analysis.ink import BLUE, GREY, ORANGE, RED, Picture, legend, percent_axis
+from harness.analysis.ink import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    Picture,
+    brief,
+    brief_axis,
+    legend,
+    percent_axis,
+    plain_logarithmic,
+)
 from harness.engine.lineage import Difference
+
+LEAST_NORM = 1e-8  # what a zeroed filter is drawn at, on a logarithmic axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +43,9 @@ def removed_bars(before: Mapping[str, int], after: Mapping[str, int], of: str) -
         left.set_yticks(list(places), [name or "all" for name in names])
         left.set_xlabel("parameters")
         left.set_ylabel(of)
-        left.ticklabel_format(axis="x", scilimits=(-3, 3))
+        brief_axis(left.xaxis)
         for place, lost in zip(places, gone):
-            left.text(before[names[place]], place, f" {_short(lost)}", va="center", fontsize=7)
+            left.text(before[names[place]], place, f" {brief(lost)}", va="center", fontsize=7)
         left.margins(x=0.16)
         left.invert_yaxis()
         right.barh(places, shares, color=RED, height=0.75)
@@ -44,7 +57,7 @@ def removed_bars(before: Mapping[str, int], after: Mapping[str, int], of: str) -
         right.set_xlabel("of its parameters removed")
         for axes in (left, right):
             axes.grid(axis="y", visible=False)
-        legend(left, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        legend(left)
 
     rows = [[name or "all", before[name], after.get(name, 0), lost, 100 * share]
             for name, lost, share in zip(names, gone, shares)]
@@ -122,22 +135,25 @@ def l1_norms(before: Mapping[str, Tensor], after: Mapping[str, Tensor],
         import numpy
 
         left, right = figure.subplots(1, 2)
-        bins = numpy.histogram_bin_edges(numpy.log10(numpy.maximum([*old, *new], 1e-8)), 40)
-        edges = 10 ** bins
-        floor = [max(v, 1e-8) for v in old]
-        left.hist(floor, edges, color=GREY, label=f"{names[0]}: {len(old)}")
-        left.hist([max(v, 1e-8) for v in same], edges, color=ORANGE, alpha=0.75,
-                  label=f"of these stayed: {len(same)}")
-        left.hist([max(v, 1e-8) for v in new], edges, histtype="step", color=BLUE, lw=1.8,
-                  label=f"{names[1]}: {len(new)}")
+        values = [numpy.maximum(each, LEAST_NORM) for each in (old, same, new)]
+        edges = 10 ** numpy.histogram_bin_edges(numpy.log10(numpy.concatenate(values)), 40)
+        styles: tuple[dict[str, Any], ...] = (
+            {"color": GREY, "label": f"{names[0]}: {len(old)} filters"},
+            {"color": ORANGE, "histtype": "step", "lw": 1.4, "hatch": "////",
+             "label": f"{names[0]}, those that stay: {len(same)}"},
+            {"color": BLUE, "histtype": "step", "lw": 2.0,
+             "label": f"{names[1]}: {len(new)} filters"})
+        for norms, style in zip(values, styles):
+            left.hist(norms, edges, weights=numpy.full(len(norms), 1 / len(norms)), **style)
         left.set_xscale("log")
-        left.set_yscale("symlog", linthresh=10)
-        left.set_xlabel("L1 norm of a filter / its weights (logarithmic)")
-        left.set_ylabel("filters")
-        legend(left, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        plain_logarithmic(left.xaxis)
+        percent_axis(left.yaxis)
+        left.set_xlabel("mean |weight| of a filter (logarithmic)")
+        left.set_ylabel("of the filters")
+        legend(left)
         right.hist(change, 40, color=BLUE)
         right.axvline(0, color=RED, lw=1, ls="--")
-        right.set_xlabel("change of the norm of filters that stayed")
+        right.set_xlabel("change of mean |weight| of those that stay")
         right.set_ylabel("filters")
 
     rows = [[name, int(channel), float(before[name][channel]), float(norm)]
@@ -173,17 +189,10 @@ def channel_differences(found: Mapping[str, Difference], than: str) -> Picture:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("channel difference 1 - |A and B| / |A or B| of what is removed "
                         f"(0: the same as {than})")
-        legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        legend(axes)
 
     return Picture("channel_difference",
                    (6.8, 1.4 + (0.12 + 0.1 * len(found)) * len(rows)), draw,
                    ["network", "against", "layer", "difference"],
                    [[name, than, row, value(each, row)] for name, each in found.items()
                     for row in rows])
-
-
-def _short(number: int) -> str:
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)

@@ -18,6 +18,7 @@ from harness.analysis import curves as curve_pictures
 from harness.analysis import harm
 from harness.analysis import layer_pictures as by_layer
 from harness.analysis.curves import Curve, Spot
+from harness.analysis.feature_maps import feature_maps, first_filters
 from harness.analysis.harm import judge
 from harness.analysis.ink import Picture, save
 from harness.config import short
@@ -35,6 +36,7 @@ from harness.trajectories import Stage
 
 Found = tuple[FrozenTrial, Result]
 FOLDER = "pictures"
+SHOWN = 4  # pictures whose feature maps are drawn
 MOST_WEIGHED = 1000  # trials, over which importances are computed in seconds
 
 
@@ -140,15 +142,32 @@ def _in_detail(album: Album, experiment: Experiment, pruned: Pruned) -> None:
     before, after = (experiment.filter_norms(stage) for stage in (baseline, pruned.stage))
     album.add("l1_norms", lambda: by_layer.l1_norms(
         before, after, experiment.kept_filters(pruned.stage.plan), names=names))
+    album.add("first_filters", lambda: _first_filters(experiment, pruned, names))
     data = experiment.data
     with album.attempt("of who is hurt"):
         first, last = (judge(m, data.val.inputs, data.val.targets, data.num_classes)
                        for m in (model, small))
         album.add("harm_by_class", lambda: harm.by_class(
             first, last, data.labels, names=names, of_pixels=data.task == "pixels"))
+        album.add("feature_maps", lambda: feature_maps(
+            dict(zip(names, (model, small))), data.val.inputs[:SHOWN], data.val.targets[:SHOWN],
+            data.num_classes))
         album.add("calibration", lambda: harm.calibration(first, last, names=names))
         album.add("changed_most", lambda: harm.changed_most(
             data.val.inputs, data.val.targets, first, last, data.labels, names=names))
+
+
+def _first_filters(experiment: Experiment, pruned: Pruned, names: tuple[str, str],
+                   ) -> Picture | None:
+    """Of the first convolution that sees the pictures."""
+    kept = experiment.kept_filters(pruned.stage.plan)
+    weights = experiment.baseline.tensors
+    layer = next((name for name in kept if weights[f"{name}.weight"].dim() == 4), None)
+    if layer is None:
+        return None
+    before, after = (stage.tensors[f"{layer}.weight"].float()
+                     for stage in (experiment.baseline, pruned.stage))
+    return first_filters(before, after, kept[layer], layer, names=names)
 
 
 def _blocks(model: nn.Module) -> dict[str, int]:
