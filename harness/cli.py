@@ -20,6 +20,7 @@ from harness.errors import HarnessError, StudyError
 if TYPE_CHECKING:
     from harness.config import Study
     from harness.console import Console
+    from harness.sweep.networks import Shelf
     from harness.sweep.outcome import Outcome
     from harness.sweep.place import Place
 
@@ -312,6 +313,28 @@ def criteria(config: str | None, sample: int | None, batches: int | None,
 
 
 @cli.command()
+@click.argument("config")
+@click.option("--percent", "percentages", type=click.FloatRange(0, 100, min_open=True),
+              multiple=True, metavar="P", help="May be repeated. [5, 10, ..., 95]")
+@_set
+@_home
+def channels(config: str, percentages: Sequence[float], overrides: Sequence[str],
+             home: str | None) -> None:
+    """List, as JSON, the channels that each percentage would take from the baseline; cut nothing.
+
+    By the configuration's criterion and floors, in one cut, without fine-tuning: original numbers
+    by layer, and the exact percentages. Example: harness channels vgg16_digits --percent 50
+    """
+    from harness.console import Console
+    from harness.experiment import Experiment, stages
+
+    loaded = _load_run(config, overrides)
+    warn = Console().warn
+    experiment = Experiment(loaded, stages(_home_of(home), say=warn))
+    click.echo(json.dumps(experiment.channels_gone(percentages or range(5, 100, 5)), indent=1))
+
+
+@cli.command()
 @click.argument("files", nargs=-1)
 def check(files: Sequence[str]) -> None:
     """Validate configurations and studies, against their networks too; all mistakes at once.
@@ -351,20 +374,32 @@ def status(name: str, profile: str | None, config: str | None, storage: str | No
 
 
 @cli.command()
-@click.option("--study", "name", required=True, help="A study's name, or its id.")
+@click.option("--study", "name", callback=_given, help="Its champion: a study's name, or its id.")
+@click.option("--network", callback=_given, metavar="NETWORK",
+              help="Or another network, such as run:ID:50 (a milestone), as gradcam names them.")
 @click.option("--format", "format_", callback=_given, help="pt2, onnx or state. [pt2]")
 @click.option("--out", callback=_given, metavar="FILE", help="[exports/STUDY.SUFFIX in the home]")
 @_home
-def export(name: str, format_: str | None, out: str | None, home: str | None) -> None:
-    """Write a study's champion to a file, check it, compare it with the baseline.
+def export(name: str | None, network: str | None, format_: str | None, out: str | None,
+           home: str | None) -> None:
+    """Write a study's champion, or any network, to a file; check it, compare it with the baseline.
 
     Example: harness export --study vgg16_budget --format onnx --out champion.onnx
     """
     from harness.console import Console
     from harness.sweep.champion import export_champion
+    from harness.sweep.exporting import export_network
+    from harness.sweep.networks import references
 
+    if (name is None) == (network is None):
+        raise click.UsageError("give one of --study and --network.")
     console = Console()
-    report = export_champion(name, _home_of(home), format_ or "pt2", Path(out) if out else None)
+    root, path = _home_of(home), Path(out) if out else None
+    if name is not None:
+        report = export_champion(name, root, format_ or "pt2", path)
+    else:
+        (ref,) = references([str(network)])
+        report = export_network(ref, _shelf(root, home, None, ()), format_ or "pt2", path)
     console.table(report.title, report.columns, report.rows, report.notes)
 
 
@@ -395,18 +430,16 @@ def gradcam(networks: Sequence[str], numbers: Sequence[int], count: int | None, 
     """
     from harness.console import Console, StudyScreen
     from harness.sweep.looking import Asked, compare_views, table_of
-    from harness.sweep.networks import Shelf, references
+    from harness.sweep.networks import references
 
     asked = Asked(references(list(networks)), numbers, of=count or 64, target=target,
                   use_test=use_test)
     root = _home_of(home)
     console = Console()
     data_of = _load_run(data, overrides) if data else None
-    shelf = Shelf(root, _tracker("gradcam", root), lambda name: _load_run(name, overrides),
-                  _place(home, storage, None))
     with StudyScreen(console) as screen:
-        looked = compare_views(asked, shelf, screen, Path(out) if out else root / "pictures",
-                               data_of=data_of)
+        looked = compare_views(asked, _shelf(root, home, storage, overrides), screen,
+                               Path(out) if out else root / "pictures", data_of=data_of)
     for title, columns, rows in table_of(looked):
         console.table(title, columns, rows)
     for path in looked.files:
@@ -500,6 +533,14 @@ def _place(home: str | None, storage: str | None, lease: float | None) -> "Place
     from harness.sweep.place import Place
 
     return Place.at(_home_of(home), storage, lease or LEASE_S)
+
+
+def _shelf(root: Path, home: str | None, storage: str | None, overrides: Sequence[str]) -> "Shelf":
+    """Where networks are looked for by name."""
+    from harness.sweep.networks import Shelf
+
+    return Shelf(root, _tracker("gradcam", root), lambda name: _load_run(name, overrides),
+                 _place(home, storage, None))
 
 
 def _known() -> Any:

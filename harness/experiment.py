@@ -32,7 +32,8 @@ from harness.engine.floors import Floors, modules_of, unknown_in_floors, unknown
 from harness.engine.graph import Group, Plan
 from harness.engine.lineage import Difference, channel_difference, removed_channels
 from harness.engine.pruner import ignoring
-from harness.engine.selection import Selection, select
+from harness.engine.selection import select
+from harness.engine.targets import gone_of, whole_counts
 from harness.engine.tracing import trace
 from harness.engine.work import Gradients, gradients, work
 from harness.errors import (
@@ -274,11 +275,23 @@ class Experiment:
         return gops(self.work(stage.plan), graph.cost(stage.plan), self.work(graph.whole()),
                     self.whole, self.config.retrain.batch_size)
 
-    def would_go(self, percentages: Sequence[float]) -> dict[float, Selection]:
-        """What each percentage would take from the baseline in one cut; nothing is cut."""
-        stage = self.baseline
-        return {p: would_go(self._lab, stage, replace(self._settings, percentage=p))
-                for p in percentages}
+    def channels_gone(self, percentages: Sequence[float]) -> dict[str, dict[str, object]]:
+        """What each percentage would take from the baseline in one cut; nothing is cut.
+
+        percentage -> pruned: {layer: original channels}; prunePerc: the exact percentage of the
+        configured resource; removed: of filters, parameters and FLOPs; reached: whether the floors
+        allow it all.
+        """
+        found: dict[str, dict[str, object]] = {}
+        for percentage in percentages:
+            settings = replace(self._settings, percentage=float(percentage))
+            chosen = would_go(self._lab, self.baseline, settings)
+            whole = whole_counts(self._lab.graph)
+            gone = {of: 100 * share for of, share in gone_of(whole, chosen.counts).items()}
+            found[f"{percentage:g}"] = {
+                "prunePerc": gone.get(settings.percentage_of), "reached": chosen.reached,
+                "removed": gone, "pruned": self.removed(chosen.plan)}
+        return found
 
     def removed(self, plan: Plan) -> dict[str, list[int]]:
         """Layer -> original output channels that a plan removes."""

@@ -154,7 +154,7 @@ def accuracy_latency(curves: Sequence[Curve], baseline: Spot) -> Picture:
         axes = figure.add_subplot()
         _points(axes, curves, baseline, lambda s: s.latency_ms)
         percent_axis(axes.yaxis)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.08 * axes.dataLim.x1)
         axes.set_xlabel("latency of one picture (ms, measured where the network was made)")
         axes.set_ylabel(VALIDATION)
         legend(axes, figure)
@@ -251,7 +251,7 @@ def _lines(axes: "Axes", curves: Sequence[Curve], value: Value) -> None:
 def _points(axes: "Axes", curves: Sequence[Curve], baseline: Spot, value: Value) -> None:
     """The networks at the ends: trials one by one, controls and replicates by mean and spread."""
     looks = _looks(curves)
-    trials = [(v, s.accuracy) for c in curves if c.role != "control" for s in c.spots
+    trials = [(v, s.accuracy) for c in curves if c.role == "trial" for s in c.spots
               if s.is_final and (v := value(s)) is not None]
     if trials:
         axes.plot(*zip(*trials), ls="", marker="o", color=SKY, mec=BLUE, mew=0.6, ms=5,
@@ -269,6 +269,11 @@ def _points(axes: "Axes", curves: Sequence[Curve], baseline: Spot, value: Value)
     for curve in curves:
         x = value(curve.last)
         if curve.role == "champion" and x is not None:
+            steps = [(v, s.accuracy) for s in curve.spots
+                     if not s.is_final and (v := value(s)) is not None]
+            if steps:
+                axes.plot(*zip(*steps), color=BLUE, lw=0.9, marker=".", ms=5,
+                          label=f"{curve.kind}: its steps")
             axes.plot([x], [curve.last.accuracy], ls="", marker="*", ms=13, color=BLUE, mec=BLACK,
                       mew=0.6, label=curve.kind)
     _baseline(axes, baseline, value)

@@ -58,15 +58,15 @@ def feature_maps(models: Mapping[str, nn.Module], pictures: Tensor, targets: Ten
             cells = iter(row)
             photo(next(cells), pictures[n].cpu())
             if of_pixels:
-                next(cells).imshow(targets[n].cpu(), cmap="cividis", vmin=0, vmax=num_classes - 1,
-                                   interpolation="nearest")
+                next(cells).imshow(targets[n].cpu().numpy(), cmap="cividis", vmin=0,
+                                   vmax=num_classes - 1, interpolation="nearest")
             for name in models:
+                least = min(0.0, *(float(both.min()) for both in maps[name]))
                 if of_pixels:
-                    next(cells).imshow(masks[name][n], cmap="cividis", vmin=0,
+                    next(cells).imshow(masks[name][n].numpy(), cmap="cividis", vmin=0,
                                        vmax=num_classes - 1, interpolation="nearest")
                 for both, top in zip(maps[name], tops[name]):
-                    image = next(cells).imshow(both[n], cmap=MAP, vmin=min(0.0, float(both.min())),
-                                               vmax=top)
+                    image = next(cells).imshow(both[n].numpy(), cmap=MAP, vmin=least, vmax=top)
                     if n == len(grid) - 1:
                         bar = figure.colorbar(image, ax=image.axes, location="bottom", shrink=0.85)
                         bar.ax.tick_params(labelsize=6)
@@ -106,7 +106,7 @@ def first_filters(before: Tensor, after: Tensor, kept: Sequence[int], layer: str
                               color=RED, lw=1)
                     axes.plot([left - 0.5, left + width - 1.5], [top + height - 1.5, top - 0.5],
                               color=RED, lw=1)
-            image = axes.imshow(sheet, cmap="PuOr", vmin=-large, vmax=large)
+            image = axes.imshow(sheet.numpy(), cmap="PuOr", vmin=-large, vmax=large)
             axes.set_axis_off()
             axes.set_title(f"{layer} of {name}: {len(place)} filters")
         figure.colorbar(image, ax=list(panels), shrink=0.7, label="weight")

@@ -67,8 +67,8 @@ def _column(axes: "Sequence[Axes]", view: View | Unseen, inputs: Tensor, labels:
     for number, panel in enumerate(axes[1:]):
         photo(panel, inputs[number])
         largest = float(maps[number].max())
-        panel.imshow(maps[number] / largest if largest else maps[number], cmap=MAP, alpha=0.6,
-                     vmin=0, vmax=1, interpolation="bilinear")
+        panel.imshow((maps[number] / (largest or 1.0)).numpy(), cmap=MAP, alpha=0.6, vmin=0,
+                     vmax=1, interpolation="bilinear")
         is_right = bool(view.is_right[number])
         said = _label(labels, int(view.predicted[number]))
         panel.set_title(f"{'✓' if is_right else '✗'} {said}", color=GREEN if is_right else RED,

@@ -7,6 +7,7 @@ Shapes: N pictures, K classes; targets (N,), or (N, H, W) where pixels have clas
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,7 +117,8 @@ def by_class(before: Judgement, after: Judgement, labels: Sequence[str], *,
             f"{textwrap.shorten(labels[n], 22, placeholder='…')} "
             f"({int(before.confusion[n].sum()):,})" for n in shown])
         axes.invert_yaxis()
-        axes.set_xlim(-0.02, 1.02)
+        least = min([*(old[n] for n in shown), *(new[n] for n in shown)], default=0.0)
+        axes.set_xlim(max(0.0, floor(10 * least - 0.5) / 10) - 0.02, 1.02)
         percent_axis(axes.xaxis)
         left = f"; the {WIDEST} that lose most of {len(order)}" if len(order) > WIDEST else ""
         axes.set_xlabel(f"{what} on validation (in brackets: "
@@ -139,7 +141,7 @@ def calibration(before: Judgement, after: Judgement, *, names: tuple[str, str]) 
         left.plot([0, 1], [0, 1], color=BLACK, lw=0.8, ls="--", label="perfectly calibrated")
         for place, (name, judged, colour, marker) in enumerate(
                 ((names[0], before, GREY, "o"), (names[1], after, BLUE, "D"))):
-            count, confidence, hits = judged.bins
+            count, confidence, hits = judged.bins.numpy()
             there = count > 0
             left.plot((confidence / count)[there], (hits / count)[there], color=colour,
                       marker=marker, mec=BLACK, mew=0.5, ms=5, lw=1.4,

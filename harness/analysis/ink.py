@@ -97,9 +97,8 @@ def legend(axes: "Axes", beside: "Figure | None" = None) -> None:
     if once and beside is not None:
         beside.legend(once.values(), once.keys(), loc="outside right upper")
     elif once:
-        widest = max(map(len, once))
         axes.legend(once.values(), once.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0),
-                    ncols=1 if widest > 20 else 3)
+                    ncols=3 if sum(map(len, once)) < 40 else 1)
 
 
 def unit_of(largest: float) -> tuple[float, str]:
@@ -133,6 +132,6 @@ def photo(axes: "Axes", picture: Tensor) -> None:
     low, high = float(picture.min()), float(picture.max())
     shown = (picture - low) / ((high - low) or 1.0)
     if len(shown) == 3:
-        axes.imshow(shown.permute(1, 2, 0))
+        axes.imshow(shown.permute(1, 2, 0).numpy())
     else:
-        axes.imshow(shown.mean(0), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(shown.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)

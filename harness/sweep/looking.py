@@ -75,7 +75,7 @@ def compare_views(asked: Asked, shelf: Shelf, screen: Screen, folder: Path, *,
         try:
             if ref not in configs and not (data_of and ref.kind == "file"):
                 raise ConfigError(reasons[ref])
-            module = shelf.network(ref, configs.get(ref, settings), data).to(device)
+            module = shelf.network(ref, configs.get(ref, settings), data).module.to(device)
         except HarnessError as error:
             views.append(Unseen(name, str(error)))
         else:

@@ -3,7 +3,8 @@
 baseline:CONFIG           a configuration's baseline, trained if it is not in the store
 study:STUDY[:WHICH]       of a finished study: champion (if WHICH is not given), baseline, the
                           number of a trial, or the name of a control
-run:ID                    the model that a run keeps in MLflow
+run:ID[:MILESTONE]        the model that a run keeps in MLflow; or one of its milestones.json
+                          (unpruned, 25, 50, best, final), as long as the store has its stage
 file:PATH                 of `harness export --format state`, or `harness.save_pruned`
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from harness.checkpoint import load_pruned, read_checkpoint, rebuilt
+from harness.checkpoint import Parameters, load_pruned, read_checkpoint, rebuilt
 from harness.config import RunConfig, run_from_text
 from harness.data import Data
 from harness.engine.pruner import ignoring
@@ -26,6 +27,7 @@ from harness.sweep.ledger import ordinal_of
 from harness.sweep.place import Place
 from harness.sweep.storage import told
 from harness.tracking import Tracker
+from harness.trajectories import Stage
 
 KINDS = ("baseline", "study", "run", "file")
 
@@ -45,7 +47,8 @@ class Reference:
     def short(self) -> str:
         """As a person calls it."""
         which = f"trial {self.which}" if self.which.isdecimal() else self.which or "champion"
-        return {"baseline": f"baseline of {self.name}", "run": f"run {self.name[:8]}",
+        return {"baseline": f"baseline of {self.name}",
+                "run": f"run {self.name[:8]} {self.which}".strip(),
                 "file": Path(self.name).stem, "study": f"{which} of {self.name}"}[self.kind]
 
 
@@ -54,7 +57,7 @@ def references(texts: list[str]) -> list[Reference]:
     found, wrong = [], []
     for text in texts:
         kind, _, rest = text.partition(":")
-        name, _, which = rest.partition(":") if kind == "study" else (rest, "", "")
+        name, _, which = rest.partition(":") if kind in ("study", "run") else (rest, "", "")
         if kind not in KINDS or not name:
             wrong.append(f"'{text}': {unknown('kind of network', kind, KINDS)}")
         elif kind == "study" and which == "champion":
@@ -64,8 +67,18 @@ def references(texts: list[str]) -> list[Reference]:
     if wrong:
         raise ConfigError("\n".join([
             *wrong, "A network is baseline:CONFIG, study:STUDY, study:STUDY:7 (a trial), "
-                    "study:STUDY:baseline, study:STUDY:random (a control), run:ID or file:PATH."]))
+                    "study:STUDY:baseline, study:STUDY:random (a control), run:ID, run:ID:50 (a "
+                    "milestone) or file:PATH."]))
     return found
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A trained network, in eval mode, and what it kept: {tensor: {dimension: original indices}}.
+    """
+
+    module: nn.Module
+    parameters: Parameters
 
 
 @dataclass
@@ -93,34 +106,49 @@ class Shelf:
                               "--data.")
         return run_from_text(str(metadata["config"]))
 
-    def network(self, ref: Reference, config: RunConfig, data: Data) -> nn.Module:
-        """The trained network, in eval mode, for pictures of this data set.
+    def network(self, ref: Reference, config: RunConfig, data: Data) -> Fetched:
+        """The trained network, for pictures of this data set.
 
         Raises HarnessError with the reason if it is not to be had.
         """
         if ref.kind == "baseline":
             experiment = Experiment(config, stages(self.home))
-            return experiment.model(experiment.baseline)
+            return _of_stage(experiment, experiment.baseline)
         if ref.kind == "run":
-            return self._of_run(ref, config, data)
+            return self._milestone(ref, config) if ref.which else self._of_run(ref, config, data)
         if ref.kind == "file":
-            return load_pruned(network(config, data), ref.name).eval()
+            return _of_file(Path(ref.name), config, data)
         return self._of_study(ref, config, data)
 
-    def _of_run(self, ref: Reference, config: RunConfig, data: Data) -> nn.Module:
+    def _milestone(self, ref: Reference, config: RunConfig) -> Fetched:
+        known = json.loads(self.tracker.read_text(ref.name, "milestones.json"))
+        if ref.which not in known:
+            raise StudyError(f"the run {ref.name} has no such network: "
+                             f"{unknown('milestone', ref.which, known)}")
+        return self._in_store(ref, config, known[ref.which]["stage"])
+
+    def _in_store(self, ref: Reference, config: RunConfig, key: str) -> Fetched:
+        experiment = Experiment(config, stages(self.home))
+        stage = experiment.stage(key)
+        if stage is None:
+            raise StudyError(f"the stage of {ref} is no longer in the store of {self.home}; run "
+                             "its settings again (harness run) to have it back.")
+        return _of_stage(experiment, stage)
+
+    def _of_run(self, ref: Reference, config: RunConfig, data: Data) -> Fetched:
         tensors, tags = self.tracker.read_model(ref.name, "pruned")
         plans = json.loads(self.tracker.read_text(ref.name, "plan.json"))
         whole = network(config, data)
         graph = ignoring(traced(whole, data.val.inputs[:8].contiguous(), stages(self.home)),
                          config.prune.ignore, whole)
         plan = graph.plan(plans[tags.get("step") or max(plans, key=int)]["kept"])
-        return rebuilt(whole, plan.parameters, tensors).eval()
+        return Fetched(rebuilt(whole, plan.parameters, tensors).eval(), plan.parameters)
 
-    def _of_study(self, ref: Reference, config: RunConfig, data: Data) -> nn.Module:
+    def _of_study(self, ref: Reference, config: RunConfig, data: Data) -> Fetched:
         outcome = outcome_of(ref.name, self.home)
         if ref.which in ("", "baseline"):
             file = self.home / "studies" / outcome.study_id / f"{ref.which or 'champion'}"
-            return load_pruned(network(config, data), file.with_suffix(".safetensors")).eval()
+            return _of_file(file.with_suffix(".safetensors"), config, data)
         known = {row.name: row.stage for row in outcome.rows if row.role == "control"}
         if ref.which.isdecimal():
             with told(self.place.url):
@@ -129,9 +157,13 @@ class Shelf:
         if ref.which not in known:
             raise StudyError(f"{outcome.study_id} has no such network: "
                              f"{unknown('trial or control', ref.which, known)}")
-        experiment = Experiment(config, stages(self.home))
-        stage = experiment.stage(known[ref.which])
-        if stage is None:
-            raise StudyError(f"the stage of {ref} is no longer in the store of {self.home}; run "
-                             "the study's settings again (harness run) to have it back.")
-        return experiment.model(stage)
+        return self._in_store(ref, config, known[ref.which])
+
+
+def _of_file(file: Path, config: RunConfig, data: Data) -> Fetched:
+    module = load_pruned(network(config, data), file).eval()
+    return Fetched(module, read_checkpoint(file).parameters)
+
+
+def _of_stage(experiment: Experiment, stage: Stage) -> Fetched:
+    return Fetched(experiment.model(stage), stage.plan.parameters)
