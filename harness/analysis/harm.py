@@ -143,7 +143,7 @@ def calibration(before: Judgement, after: Judgement, *, names: tuple[str, str]) 
                 ((names[0], before, GREY, "o"), (names[1], after, BLUE, "D"))):
             count, confidence, hits = judged.bins.numpy()
             there = count > 0
-            left.plot((confidence / count)[there], (hits / count)[there], color=colour,
+            left.plot(confidence[there] / count[there], hits[there] / count[there], color=colour,
                       marker=marker, mec=BLACK, mew=0.5, ms=5, lw=1.4,
                       label=f"{name}: ECE {judged.calibration_error:.1%}")
             edges = [(n + 0.5 + (place - 0.5) * 0.44) / BINS for n in range(BINS)]
@@ -178,7 +178,12 @@ def changed_most(inputs: Tensor, targets: Tensor, before: Judgement, after: Judg
     def draw(figure: "Figure") -> None:
         shown = order[:SHOWN]
         columns = 6
-        grid = figure.subplots(-(-len(shown) // columns), columns, squeeze=False)
+        figure.set_layout_engine("none")  # places are known, and working them out is slow
+        lines = -(-len(shown) // columns)
+        low = 0.85 / (1.75 * lines + 0.5)
+        grid = figure.subplots(lines, columns, squeeze=False, gridspec_kw={
+            "left": 0.01, "right": 0.99, "bottom": low, "top": 1 - low / 3.4, "wspace": 0.08,
+            "hspace": 0.55})
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, n in zip(grid.flat, shown):

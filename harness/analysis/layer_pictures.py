@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.analysis.ink import (
+    BLACK,
     BLUE,
     GREY,
     ORANGE,
@@ -84,17 +85,23 @@ def kept_channels(widths: Mapping[str, int], gone: Sequence[Mapping[str, Sequenc
         shades = [colormaps["cividis"](n / max(1, last)) for n in range(last)]
         colours = ListedColormap([*shades, (1.0, 1.0, 1.0, 1.0)])
         norm = BoundaryNorm([n + 0.5 for n in range(last + 2)], last + 1)
-        rows = figure.subplots(len(fate), 1, squeeze=False)[:, 0]
-        for axes, (name, ends) in zip(rows, fate.items()):
-            axes.imshow([ends], aspect="auto", cmap=colours, norm=norm, interpolation="nearest")
-            axes.set_yticks([0], [f"{name} ({ends.count(last + 1)} of {len(ends)})"])
-            axes.set_xticks([])
-            axes.grid(False)
-            axes.spines[:].set_visible(True)
-            axes.spines[:].set_linewidth(0.5)
-        rows[-1].set_xlabel("original channels of each layer, the first on the left "
-                            "(in brackets: kept of all)")
-        bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(rows), aspect=30, pad=0.02,
+        axes = figure.add_subplot()  # one: a layout of many takes a second
+        for place, ends in enumerate(fate.values()):
+            low, high = place - 0.36, place + 0.36
+            axes.imshow([ends], extent=(0, 1, high, low), aspect="auto", cmap=colours, norm=norm,
+                        interpolation="nearest")
+            axes.plot([0, 1, 1, 0, 0], [low, low, high, high, low], color=BLACK, lw=0.5,
+                      clip_on=False)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(len(fate) - 0.5, -0.5)
+        axes.set_yticks(range(len(fate)), [
+            f"{name} ({ends.count(last + 1)} of {len(ends)})" for name, ends in fate.items()])
+        axes.set_xticks([])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("original channels of each layer, the first on the left "
+                        "(in brackets: kept of all)")
+        bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, aspect=30, pad=0.02,
                               ticks=_ticks(last))
         bar.ax.set_yticklabels([*(str(n) for n in _ticks(last)[:-1]), "kept"])
         bar.set_label("removed in step")
