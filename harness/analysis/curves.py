@@ -272,7 +272,7 @@ def _points(axes: "Axes", curves: Sequence[Curve], baseline: Spot, value: Value)
             steps = [(v, s.accuracy) for s in curve.spots
                      if not s.is_final and (v := value(s)) is not None]
             if steps and not trials:  # not fine-tuned, they would press the trials into a line
-                axes.plot(*zip(*steps), color=BLUE, lw=0.9, marker=".", ms=5,
+                axes.plot(*zip(*steps), color=BLUE, ls="", marker=".", ms=6,
                           label=f"{curve.kind}: its steps")
             axes.plot([x], [curve.last.accuracy], ls="", marker="*", ms=13, color=BLUE, mec=BLACK,
                       mew=0.6, label=curve.kind)

@@ -131,10 +131,12 @@ def _layers(model: nn.Module, picture: Tensor) -> tuple[list[Layer], list[str]]:
         for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            model(picture)
+            scores = model(picture)
     finally:
         for hook in hooks:
             hook.remove()
+    if isinstance(scores, Tensor) and any(out is not scores for _, _, out, _ in ended):
+        ended = [each for each in ended if each[2] is not scores]  # the scores show themselves
     told = {(id(out), version) for name, module, out, version in ended
             if _is_leaf(module) and not (isinstance(module, _MAPPING) and runs[name] > 1)}
     layers, blocks = [], []

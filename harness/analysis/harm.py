@@ -199,8 +199,8 @@ def changed_most(inputs: Tensor, targets: Tensor, before: Judgement, after: Judg
                           transform=axes.transAxes, ha="center", va="top", fontsize=7.5,
                           color=BLACK if of_pixels else GREEN if is_right else RED)
         what = "mean probability of the true classes" if of_pixels else "probability of the truth"
-        figure.supxlabel(f"validation pictures whose true class lost most; in brackets the {what}\n"
-                         f"before: {names[0]}; after: {names[1]}", fontsize=8)
+        figure.supxlabel("validation pictures whose true class lost most (or gained least); in "
+                         f"brackets the {what}\nbefore: {names[0]}; after: {names[1]}", fontsize=8)
 
     height = 1.75 * -(-min(SHOWN, len(order)) // 6) + 0.5
     rows = [[n, None if of_pixels else labels[int(targets[n])],
