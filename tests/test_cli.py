@@ -476,8 +476,8 @@ VERBS = sorted(cli.commands)
 
 
 def test_these_are_the_verbs() -> None:
-    assert VERBS == ["agent", "baseline", "check", "cost", "criteria", "data", "export", "run",
-                     "status", "study", "ui"]
+    assert VERBS == ["agent", "baseline", "channels", "check", "cost", "criteria", "data", "export",
+                     "gradcam", "run", "status", "study", "ui"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
