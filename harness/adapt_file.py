@@ -18,8 +18,7 @@ MODES: Mapping[str, str] = {
     "get_gops": "harness cost {run} --json",
     "unpruned_test_acc": "harness evaluate {run} --test --classes {classes}",
     "pruned_test_acc": "harness evaluate adapt_subsets --config {run} --test --classes {classes}",
-    "no_finetune_channels_pruned": "harness run {run} --set \"adapt.epochs=0 retrain.epochs=0 "
-                                   "finetune.epochs=0\"",
+    "no_finetune_channels_pruned": "harness channels {run}",
     "prune_filters": "harness run {run}",
     "binary_search": "harness study vgg16_search --config {run}",
 }

@@ -20,6 +20,7 @@ from harness.errors import HarnessError, StudyError
 if TYPE_CHECKING:
     from harness.config import Study
     from harness.console import Console
+    from harness.sweep.networks import Shelf
     from harness.sweep.outcome import Outcome
     from harness.sweep.place import Place
 
@@ -487,6 +488,28 @@ def sensitivity(config: str, ratios: tuple[float, ...] | None, only: str | None,
 
 
 @cli.command()
+@click.argument("config")
+@click.option("--percent", "percentages", type=click.FloatRange(0, 100, min_open=True),
+              multiple=True, metavar="P", help="May be repeated. [5, 10, ..., 95]")
+@_set
+@_home
+def channels(config: str, percentages: Sequence[float], overrides: Sequence[str],
+             home: str | None) -> None:
+    """List, as JSON, the channels that each percentage would take from the baseline; cut nothing.
+
+    By the configuration's criterion and floors, in one cut, without fine-tuning: original numbers
+    by layer, and the exact percentages. Example: harness channels vgg16_digits --percent 50
+    """
+    from harness.console import Console
+    from harness.experiment import Experiment, stages
+
+    loaded = _load_run(config, overrides)
+    warn = Console().warn
+    experiment = Experiment(loaded, stages(_home_of(home), say=warn))
+    click.echo(json.dumps(experiment.channels_gone(percentages or range(5, 100, 5)), indent=1))
+
+
+@cli.command()
 @click.argument("files", nargs=-1)
 def check(files: Sequence[str]) -> None:
     """Validate configurations and studies, against their networks too; all mistakes at once.
@@ -526,21 +549,76 @@ def status(name: str, profile: str | None, config: str | None, storage: str | No
 
 
 @cli.command()
-@click.option("--study", "name", required=True, help="A study's name, or its id.")
+@click.option("--study", "name", callback=_given, help="Its champion: a study's name, or its id.")
+@click.option("--network", callback=_given, metavar="NETWORK",
+              help="Or another network, such as run:ID:50 (a milestone), as gradcam names them.")
 @click.option("--format", "format_", callback=_given, help="pt2, onnx or state. [pt2]")
 @click.option("--out", callback=_given, metavar="FILE", help="[exports/STUDY.SUFFIX in the home]")
 @_home
-def export(name: str, format_: str | None, out: str | None, home: str | None) -> None:
-    """Write a study's champion to a file, check it, compare it with the baseline.
+def export(name: str | None, network: str | None, format_: str | None, out: str | None,
+           home: str | None) -> None:
+    """Write a study's champion, or any network, to a file; check it, compare it with the baseline.
 
     Example: harness export --study vgg16_budget --format onnx --out champion.onnx
     """
     from harness.console import Console
     from harness.sweep.champion import export_champion
+    from harness.sweep.exporting import export_network
+    from harness.sweep.networks import references
 
+    if (name is None) == (network is None):
+        raise click.UsageError("give one of --study and --network.")
     console = Console()
-    report = export_champion(name, _home_of(home), format_ or "pt2", Path(out) if out else None)
+    root, path = _home_of(home), Path(out) if out else None
+    if name is not None:
+        report = export_champion(name, root, format_ or "pt2", path)
+    else:
+        (ref,) = references([str(network)])
+        report = export_network(ref, _shelf(root, home, None, ()), format_ or "pt2", path)
     console.table(report.title, report.columns, report.rows, report.notes)
+
+
+@cli.command()
+@click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
+@click.option("--picture", "numbers", type=int, multiple=True, metavar="N",
+              help="Show this picture of the split; may be repeated. [the first four]")
+@click.option("--of", "count", callback=_count, metavar="N",
+              help="Compare the maps on so many pictures. [64]")
+@click.option("--target", callback=_given, metavar="CLASS",
+              help="Maps of this class, by name or number. [each network's own prediction]")
+@click.option("--data", callback=_given, metavar="CONFIG",
+              help="Whose data set to look at. [that of the first network that names one]")
+@click.option("--use-test-split", "use_test", is_flag=True,
+              help="Look at the test split instead of validation: for a report, not for a choice.")
+@click.option("--out", callback=_given, metavar="FOLDER", help="[pictures in the home]")
+@click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
+@_set
+@_home
+def gradcam(networks: Sequence[str], numbers: Sequence[int], count: int | None, target: str | None,
+            data: str | None, use_test: bool, out: str | None, storage: str | None,
+            overrides: Sequence[str], home: str | None) -> None:
+    """Show where networks look (Grad-CAM), side by side, and how alike that is.
+
+    NETWORK is baseline:CONFIG, study:STUDY (its champion), study:STUDY:7 (a trial),
+    study:STUDY:random (a control), run:ID (of MLflow) or file:PATH. --set is for CONFIG.
+    Example: harness gradcam baseline:vgg16_digits study:vgg16_budget
+    """
+    from harness.console import Console, StudyScreen
+    from harness.sweep.looking import Asked, compare_views, table_of
+    from harness.sweep.networks import references
+
+    asked = Asked(references(list(networks)), numbers, of=count or 64, target=target,
+                  use_test=use_test)
+    root = _home_of(home)
+    console = Console()
+    data_of = _load_run(data, overrides) if data else None
+    with StudyScreen(console) as screen:
+        looked = compare_views(asked, _shelf(root, home, storage, overrides), screen,
+                               Path(out) if out else root / "pictures", data_of=data_of)
+    for title, columns, rows in table_of(looked):
+        console.table(title, columns, rows)
+    for path in looked.files:
+        console.say(f"wrote {path}")
 
 
 @cli.command()
@@ -639,6 +717,14 @@ def _place(home: str | None, storage: str | None, lease: float | None) -> "Place
     return Place.at(_home_of(home), storage, lease or LEASE_S)
 
 
+def _shelf(root: Path, home: str | None, storage: str | None, overrides: Sequence[str]) -> "Shelf":
+    """Where networks are looked for by name."""
+    from harness.sweep.networks import Shelf
+
+    return Shelf(root, _tracker("gradcam", root), lambda name: _load_run(name, overrides),
+                 _place(home, storage, None))
+
+
 def _known() -> Any:
     from harness.config import Known
     from harness.experiment import known_names
@@ -686,7 +772,7 @@ def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> 
         f"{outcome.settings_finished} settings; {outcome.epochs_run} epochs of retraining and "
         f"fine-tuning, a sweep without sharing would have run {outcome.epochs_naive} "
         f"({outcome.saved:.2f}x; {outcome.saved_with_baselines:.2f}x with a baseline each).",
-        f"bookkeeping (MLflow, Optuna, stage store) took "
+        f"bookkeeping (MLflow, Optuna, stage store, pictures) took "
         f"{percent(outcome.bookkeeping['bookkeeping_share'])} of the agents' time so far."]
     notes += list(outcome.notes)
     if best is not None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import train as training
-from harness.analysis.costs import Account, Workload, account
+from harness.analysis.costs import Account, Workload, account, gops
 from harness.analysis.criterion_lab import Comparison, compare
 from harness.analysis.sensitivity import (
     KINDS,
@@ -33,15 +33,18 @@ from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
 from harness.data import DATASETS, Data, load, sides
 from harness.dimensions import dimension
 from harness.distillation import Lessons
-from harness.engine.cost import Cost
+from harness.engine.cost import Cost, Work
 from harness.engine.criteria import CRITERIA, Criterion, criterion_of
 from harness.engine.evidence import Batch, Evidence
 from harness.engine.floors import Floors, modules_of, unknown_in_floors, unknown_modules
-from harness.engine.graph import Group
+from harness.engine.graph import Group, Plan
+from harness.engine.lineage import Difference, channel_difference, removed_channels
 from harness.engine.pruner import ignoring
 from harness.engine.selection import select
 from harness.engine.sparsity import held_at_zero, make_zero, shares_of, weights_of, zeroed
+from harness.engine.targets import gone_of, whole_counts
 from harness.engine.tracing import trace
+from harness.engine.work import Gradients, gradients, work
 from harness.errors import (
     ConfigError,
     GraphError,
@@ -59,7 +62,7 @@ from harness.runtime import bits, code_version, device_of, seed_of, seeded, sett
 from harness.settings import AGNOSTIC, NO_CRITERIA
 from harness.settings import Training as TrainingSection
 from harness.store import FolderStore, Hold, Store, key_of
-from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk
+from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk, would_go
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -75,7 +78,8 @@ class Watcher(Protocol):
 class Trial:
     """What one walk found. finals: step number -> that step after the final fine-tune.
 
-    stopped: whoever watched it ended it, and its last step was not fine-tuned.
+    stopped: whoever watched it ended it, and its last step was not fine-tuned. spent: key of a
+    stage -> FLOPs that training it took, the baseline's not among them.
     """
 
     steps: Sequence[Step]
@@ -83,6 +87,7 @@ class Trial:
     reason: str
     reached: bool
     stopped: bool = False
+    spent: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def last(self) -> Step:
@@ -294,13 +299,95 @@ class Experiment:
                 break
             steps.append(event)
             if reason := on_step(event):
-                return Trial(steps, {event.number: event.stage}, reason, False, stopped=True)
+                ends = {event.number: event.stage}
+                return Trial(steps, ends, reason, False, stopped=True,
+                             spent=self._spent(config, steps, ends))
         assert end is not None
         worth = {s.number: s for s in [*self._first(steps, is_candidate), steps[-1]]}
         if self.watcher:
             self.watcher.step(steps[-1].number, "final fine-tune", steps[-1].percentage)
         finals = {number: self.finetune(lab, config, step) for number, step in worth.items()}
-        return Trial(steps, finals, end.reason, end.reached)
+        return Trial(steps, finals, end.reason, end.reached,
+                     spent=self._spent(config, steps, finals))
+
+    def _spent(self, config: RunConfig, steps: Sequence[Step], finals: Mapping[int, Stage],
+               ) -> dict[str, int]:
+        seen = len(self._work(config).data.train)
+        spent = {s.key: self.training_flops(s, config.finetune, seen) for s in finals.values()}
+        return spent | {s.stage.key: self.training_flops(s.stage, config.retrain, seen)
+                        for s in steps if s.number or s.stage.facts.get("is_prepared")}
+
+    def plan(self, key: str) -> Plan | None:
+        """What a stage kept, if the store still has it; its weights are not read."""
+        record = self.store.get(key, prefix="none of them")
+        return None if record is None else self._lab.graph.plan(record.facts["kept"])
+
+    def cost(self, plan: Plan) -> Cost:
+        """Counts of the network cut by a plan."""
+        return self._lab.graph.cost(plan)
+
+    def kept_filters(self, plan: Plan) -> dict[str, list[int]]:
+        """Convolution -> original numbers of the filters that a plan keeps."""
+        graph = self._lab.graph
+        return {weight.removesuffix(".weight"): plan.parameters.get(weight, {}).get(
+            dim, torch.arange(graph.shapes[weight][dim])).tolist()
+            for weight, (dim, _) in graph.convolutions.items()}
+
+    def filter_norms(self, stage: Stage) -> dict[str, Tensor]:
+        """Convolution -> (filters,) mean |weight| of each filter."""
+        return {weight.removesuffix(".weight"): stage.tensors[weight].float().movedim(
+            dim, 0).flatten(1).abs().mean(1)
+            for weight, (dim, _) in self._lab.graph.convolutions.items()}
+
+    def work(self, plan: Plan) -> Work:
+        """What the network cut by a plan multiplies for a picture, forward and in training."""
+        return work(self._lab.graph, self._gradients, plan)
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        return gradients(self.template, self._lab.example)
+
+    def training_flops(self, stage: Stage, section: Any, seen: int) -> int:
+        """That training a stage took: forward and backward, 2 x MACs; evaluation is not counted.
+
+        section: of the configuration, by which it was trained; seen: examples of an epoch.
+        """
+        examples = len(stage.epochs) * seen
+        if section.updates is not None:
+            examples = min(examples, section.updates * section.batch_size)
+        return examples * self.work(stage.plan).training_flops
+
+    def gops(self, stage: Stage) -> dict[str, float]:
+        """Counted work and memory of a stage's network beside the whole one's, see `costs.gops`."""
+        graph = self._lab.graph
+        return gops(self.work(stage.plan), graph.cost(stage.plan), self.work(graph.whole()),
+                    self.whole, self.config.retrain.batch_size)
+
+    def channels_gone(self, percentages: Sequence[float]) -> dict[str, dict[str, object]]:
+        """What each percentage would take from the baseline in one cut; nothing is cut.
+
+        percentage -> pruned: {layer: original channels}; prunePerc: the exact percentage of the
+        configured resource; removed: of filters, parameters and FLOPs; reached: whether the floors
+        allow it all.
+        """
+        found: dict[str, dict[str, object]] = {}
+        for percentage in percentages:
+            settings = replace(self._settings, percentage=float(percentage))
+            chosen = would_go(self.lab(self.config), self.baseline, settings)
+            whole = whole_counts(self._lab.graph)
+            gone = {of: 100 * share for of, share in gone_of(whole, chosen.counts).items()}
+            found[f"{percentage:g}"] = {
+                "prunePerc": gone.get(settings.percentage_of), "reached": chosen.reached,
+                "removed": gone, "pruned": self.removed(chosen.plan)}
+        return found
+
+    def removed(self, plan: Plan) -> dict[str, list[int]]:
+        """Layer -> original output channels that a plan removes."""
+        return removed_channels(self._lab.graph, plan)
+
+    def difference(self, one: Plan, other: Plan) -> Difference:
+        """How much two plans differ in the channels that they remove, by layer and in total."""
+        return channel_difference(self._lab.graph, one, other)
 
     def epochs_of(self, section: Any) -> float:
         """Passes over the training split that a training section asks for."""
@@ -318,8 +405,10 @@ class Experiment:
                                   lambda model, seed: work.fit(model, recipe, seed))
         cost = self._lab.graph.cost(stage.plan)
         percentage = 100 * (1 - cost.filters / self.whole.filters)
-        step = Step(1, percentage, stage.accuracy, stage.accuracy, cost, {}, stage)
-        return Trial([step], {1: stage}, "trained from scratch", True)
+        step = Step(1, percentage, stage.accuracy, stage.accuracy, cost, {}, stage,
+                    pruned=self.removed(stage.plan))
+        return Trial([step], {1: stage}, "trained from scratch", True,
+                     spent={stage.key: self.training_flops(stage, self.config.baseline)})
 
     @staticmethod
     def _first(steps: Sequence[Step], is_candidate: Callable[[Step], bool] | None) -> list[Step]:
@@ -430,10 +519,6 @@ class Experiment:
     def found(self) -> Stage | None:
         """The whole network as trained, if the store has it; nothing is trained."""
         return self.stage(self.key)
-
-    def cost_at(self, stage: Stage) -> Cost:
-        """The stage's network, counted."""
-        return self._lab.graph.cost(stage.plan)
 
     def cost_of(self, model: nn.Module) -> Cost:
         """Another network, cut or not, counted."""

@@ -97,8 +97,11 @@ class Journal:
         self.tracker.log_table(self.run_id, dict(zip(names, map(list, zip(*rows)))), "removed.json")
 
     def plans(self, steps: Sequence[Step]) -> None:
-        """The exact channels that every step kept: original numbers, by group."""
-        plans = {str(s.number): {"percentage": s.percentage, "stage": s.stage.key,
+        """The exact channels that every step kept, by group, and that are gone by then, by layer:
+        original numbers; with the exact shares that are removed."""
+        plans = {str(s.number): {"percentage": s.percentage, "removed": self.removed(s.cost),
+                                 "stage": s.stage.key,
+                                 "pruned": {n: [*gone] for n, gone in s.pruned.items()},
                                  **{what: s.stage.facts.get(what) for what in
                                     ("certificate", "folding", "recalibration")},
                                  "kept": s.plan.as_json()} for s in steps}
@@ -108,6 +111,22 @@ class Journal:
         """Of every step: asked against reached, scores, floors, what stayed whole and why."""
         told = {str(s.number): s.ledger.as_json() for s in steps if s.ledger}
         self.tracker.log_json(self.run_id, told, "ledger.json")
+
+    def removed(self, cost: Cost) -> dict[str, float]:
+        """Percent of the baseline's that are gone, exactly."""
+        pairs = {"filters": (cost.filters, self.whole.filters),
+                 "params": (cost.params, self.whole.params), "flops": (cost.macs, self.whole.macs)}
+        return {what: 100 * (1 - left / all_) if all_ else 0.0
+                for what, (left, all_) in pairs.items()}
+
+    def gops(self, record: Mapping[str, float], stage: Stage) -> None:
+        """Counted work and memory, as metrics and as gops.json."""
+        self.latest(record, int(stage.facts["made_ms"]))
+        self.tracker.log_json(self.run_id, dict(record), "gops.json")
+
+    def milestones(self, steps: Sequence[Step], final: Stage) -> None:
+        """The networks on the way that one may want to load, see `milestones_of`."""
+        self.tracker.log_json(self.run_id, milestones_of(steps, final), "milestones.json")
 
     def counted(self, cost: Cost) -> dict[str, float]:
         return {"macs": cost.macs, "flops": cost.flops, "params": cost.params,
@@ -130,6 +149,34 @@ class Journal:
                        if not math.isnan(v)]
             self._epochs += 1
         return points
+
+
+MILESTONES = (25, 50)  # percent of the FLOPs removed
+
+
+def milestones_of(steps: Sequence[Step], final: Stage) -> dict[str, dict[str, object]]:
+    """Name -> where the network lies: `stage` is its key in the store of the home.
+
+    unpruned: before the first cut; 25 and 50: the first with at least so many percent of the FLOPs
+    removed, retrained; best: of the pruned ones, fine-tuned or not, the most accurate on
+    validation (of equals the smallest); final: the last one, fine-tuned. What was not reached is
+    not there.
+    """
+    whole = steps[0].macs
+    pruned = [(s.accuracy, -s.macs, s.number, s.stage) for s in steps if s.number]
+    pruned.append((final.accuracy, -steps[-1].macs, steps[-1].number, final))
+    found = {"unpruned": (steps[0].number, steps[0].stage)}
+    for percent in MILESTONES:
+        reached = [s for s in steps if 1 - s.macs / whole >= percent / 100]
+        if reached:
+            found[str(percent)] = (reached[0].number, reached[0].stage)
+    *_, number, stage = max(pruned, key=lambda each: each[:2])
+    found |= {"best": (number, stage), "final": (steps[-1].number, final)}
+    by_number = {s.number: s for s in steps}
+    return {name: {"step": n, "stage": stage.key, "val_accuracy": stage.accuracy,
+                   "flops_removed_percent": 100 * (1 - by_number[n].macs / whole),
+                   "filters_removed_percent": by_number[n].percentage}
+            for name, (n, stage) in found.items()}
 
 
 @contextmanager

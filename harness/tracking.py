@@ -111,6 +111,15 @@ class Tracker(Protocol):
 
     def log_figure(self, run_id: str, figure: Figure, path: str) -> None: ...
 
+    def log_files(self, run_id: str, files: Sequence[Path], folder: str) -> None:
+        """Keep files as they are, under their names in a folder of the run's artifacts."""
+
+    def read_text(self, run_id: str, path: str) -> str:
+        """A text that was written into a run."""
+
+    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        """(weights and buffers by name, tags) of the run's model of this name, the latest."""
+
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         """Add a picture to the image grid, which steps through them; the first of a step stays."""
 
@@ -294,6 +303,36 @@ class MlflowTracker:
     def log_figure(self, run_id: str, figure: Figure, path: str) -> None:
         with _told(f"write {path}"):
             self.client.log_figure(run_id, figure, path)
+
+    def log_files(self, run_id: str, files: Sequence[Path], folder: str) -> None:
+        with _told(f"write {len(files)} files into {folder}"):
+            for file in files:
+                self.client.log_artifact(run_id, str(file), folder)
+
+    def read_text(self, run_id: str, path: str) -> str:
+        with _told(f"read {path} of the run {run_id}"), tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+
+    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        import torch
+        from mlflow.artifacts import download_artifacts
+
+        with _told(f"read the model {name} of the run {run_id}"):
+            found = self.client.search_logged_models(
+                [self.client.get_run(run_id).info.experiment_id],
+                filter_string=f"name = '{name}' AND source_run_id = '{run_id}'",
+            )
+            whole = [model for model in found if model.status == "READY"]
+            if not whole:
+                raise TrackingError(f"the run {run_id} has no model '{name}'.")
+            model = max(whole, key=lambda kept: kept.creation_timestamp)
+            with tempfile.TemporaryDirectory() as folder:
+                place = download_artifacts(
+                    model.artifact_location, dst_path=folder, tracking_uri=self.uri
+                )
+                (file,) = Path(place).rglob("*.pt2")
+                program = torch.export.load(file)
+        return {**program.state_dict}, dict(model.tags)
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         with _told(f"write the picture {key} of step {step}"):
@@ -480,6 +519,7 @@ class MemoryRun:
     params: dict[str, str] = field(default_factory=dict)
     points: dict[Point, None] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, bytes] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     images: dict[tuple[str, int], Picture] = field(default_factory=dict)
     data: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -570,6 +610,23 @@ class MemoryTracker:
 
     def log_figure(self, run_id: str, figure: Figure, path: str) -> None:
         self._run(run_id).figures[path] = figure
+
+    def log_files(self, run_id: str, files: Sequence[Path], folder: str) -> None:
+        kept = self._run(run_id).artifacts
+        kept.update({f"{folder}/{file.name}": file.read_bytes() for file in files})
+
+    def read_text(self, run_id: str, path: str) -> str:
+        files = self._run(run_id).files
+        if path not in files:
+            raise TrackingError(f"MLflow could not read {path} of the run {run_id}.")
+        return files[path]
+
+    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        self._run(run_id)
+        found = [m for m in self.models.values() if (m.run_id, m.name) == (run_id, name)]
+        if not found:
+            raise TrackingError(f"the run {run_id} has no model '{name}'.")
+        return found[-1].module.state_dict(), found[-1].tags
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         self._run(run_id).images.setdefault((key, step), picture)

@@ -30,6 +30,7 @@ from harness.engine.floors import Floors, check_names, is_number, modules_in
 from harness.engine.graph import Example, Graph, Plan
 from harness.engine.latency import latency_tables
 from harness.engine.ledger import Ledger, ledger
+from harness.engine.lineage import removed_channels
 from harness.engine.pruner import ignoring, rank, rescorer, understood, without
 from harness.engine.request import check_on
 from harness.engine.selection import (
@@ -203,7 +204,8 @@ class Step:
 
     percentage: of the filters removed so far. accuracy_cut: right after the cut, before retraining.
     removed: group -> channels that this step took. cost: counted. ledger: asked against reached,
-    scores, floors, what stayed whole and why; None for step 0.
+    scores, floors, what stayed whole and why; None for step 0. pruned: layer -> original output
+    channels that are gone by now.
     """
 
     number: int
@@ -214,6 +216,7 @@ class Step:
     removed: Mapping[str, int]
     stage: Stage
     ledger: Ledger | None = None
+    pruned: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def filters(self) -> int:
@@ -561,13 +564,27 @@ def walk(lab: Lab, start: Stage, settings: Settings, watcher: Watcher | None = N
                           stage.accuracy, lab.graph.cost(stage.plan), removed, stage,
                           ledger(lab.graph, before.plan, stage.plan, asked=asked, scores=scores,
                                  reached=goal.gone(now), bound=chosen.bound,
-                                 round_to=settings.round_to)))
+                                 round_to=settings.round_to),
+                          removed_channels(lab.graph, stage.plan)))
         yield steps[-1]
         if settings.ratios:
             met = "the ratios are met" if chosen.reached else _stuck(chosen.bound, lab.graph)
             yield Path(steps, met, chosen.reached)
             return
     yield Path(steps, goal.met(now), reached=True)
+
+
+def would_go(lab: Lab, stage: Stage, settings: Settings) -> Selection:
+    """What one cut from this stage to the whole percentage would take; nothing is cut or trained.
+
+    Raises ConfigError for names that the network does not have.
+    """
+    settings.check(lab.graph)
+    settings = replace(settings, floors=settings.floors.by_name(lab.graph), step={},
+                       filters_per_step=lab.graph.cost().filters, iterations="exact")
+    goal = Goal(lab, settings)
+    lab.held = {}
+    return _choose(lab, stage, settings, goal, counts_of(lab.graph, stage.plan, goal.times))[0]
 
 
 class Goal:

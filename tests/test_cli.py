@@ -207,7 +207,7 @@ def test_a_mistake_is_a_sentence_with_the_nearest_name(typed: str, words: str, h
 @pytest.mark.parametrize(("typed", "words"), [
     ("stuby tiny", "No such command 'stuby'"), ("study", "Missing argument 'NAME'"),
     ("study tiny --trails 3", "--trials"), ("study tiny --trials none", "whole number"),
-    ("study tiny --trials 0", "at least 1"), ("export", "Missing option '--study'"),
+    ("study tiny --trials 0", "at least 1"), ("export", "give one of --study and --network"),
     ("ui --port x", "not a valid integer")])
 def test_a_command_that_cannot_be_read_ends_with_2(typed: str, words: str, harness: Harness,
                                                    ) -> None:
@@ -480,8 +480,9 @@ VERBS = sorted(cli.commands)
 
 
 def test_these_are_the_verbs() -> None:
-    assert VERBS == ["agent", "baseline", "check", "cost", "criteria", "data", "export", "run",
-                     "sensitivity", "sparsify", "status", "study", "ui"]
+    assert VERBS == ["agent", "baseline", "channels", "check", "compare", "cost", "criteria",
+                     "data", "evaluate", "export", "gradcam", "import-adapt", "run", "sensitivity",
+                     "sparsify", "status", "study", "ui"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -517,3 +518,28 @@ def test_the_short_main_job_runs_on_a_card(harness: Harness, place: Path) -> Non
     assert harness("study", "vgg16_budget", *words)[0] == 0
     assert outcome(place / "runs").settings_finished == 3
     assert harness("export", "--study", "vgg16_budget", "--out", "net.pt2")[0] == 0
+
+
+# --- networks by name -----------------------------------------------------------------------------
+
+
+def test_networks_are_compared_from_the_command_line(harness: Harness, place: Path) -> None:
+    assert harness("study", "tiny")[0] == 0
+    code, out, err = harness("gradcam", "study:tiny:baseline", "study:tiny", "--of", "8",
+                             "--out", "seen")
+    assert code == 0, err
+    assert "champion of tiny" in out
+    assert (place / "seen" / "grad_cam_comparison.png").exists()
+    code, out, _ = harness("export", "--network", "study:tiny:baseline", "--out", "whole.pt2")
+    assert code == 0
+    assert "whole.pt2" in out
+    assert harness("gradcam", "tiny")[0] == 1
+
+
+@pytest.mark.rows("R110")
+def test_the_channels_that_would_go_are_printed_as_json(harness: Harness) -> None:
+    code, out, _ = harness("channels", "tiny", "--percent", "25", "--percent", "50")
+    assert code == 0
+    found = json.loads(out)
+    assert list(found) == ["25", "50"]
+    assert found["50"]["prunePerc"] == pytest.approx(50, abs=100 / 36)

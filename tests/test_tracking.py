@@ -198,6 +198,35 @@ class TestEveryTracker:
         tracker.log_json(run_id, {"kept": {"conv": [0, 2]}}, "plans/plan.json")
         assert json.loads(file_of(tracker, run_id, "plans/plan.json")) == {"kept": {"conv": [0, 2]}}
 
+    def test_files_are_kept_under_their_names(self, tracker: AnyTracker, tmp_path: Path) -> None:
+        run_id = opened(tracker)
+        file = tmp_path / "front.csv"
+        file.write_text("a,b\n1,2\n")
+        tracker.log_files(run_id, [file], "pictures")
+        tracker.log_files(run_id, [file], "pictures")
+        kept = (tracker.runs[run_id].artifacts["pictures/front.csv"].decode()
+                if isinstance(tracker, MemoryTracker)
+                else file_of(tracker, run_id, "pictures/front.csv"))
+        assert kept == file.read_text()
+
+    def test_a_text_that_was_written_is_read(self, tracker: AnyTracker) -> None:
+        run_id = opened(tracker)
+        tracker.log_text(run_id, "seed: 0\n", "config.yaml")
+        assert tracker.read_text(run_id, "config.yaml") == "seed: 0\n"
+        with pytest.raises(TrackingError, match="could not read plan.json"):
+            tracker.read_text(run_id, "plan.json")
+
+    def test_the_weights_of_a_model_come_back_with_its_tags(self, tracker: AnyTracker) -> None:
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+        run_id = opened(tracker)
+        tracker.log_model(run_id, net, torch.zeros(2, 1, 5, 5), name="pruned", tags={"step": "3"})
+        weights, tags = tracker.read_model(run_id, "pruned")
+        assert tags["step"] == "3"
+        assert weights.keys() == net.state_dict().keys()
+        assert all(torch.equal(weights[n], t) for n, t in net.state_dict().items())
+        with pytest.raises(TrackingError, match="has no model 'whole'"):
+            tracker.read_model(run_id, "whole")
+
     def test_registering_the_same_model_again_makes_no_new_version(
         self, tracker: AnyTracker
     ) -> None:

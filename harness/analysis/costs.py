@@ -111,6 +111,22 @@ def as_json(a: Account) -> dict[str, object]:
         "groups": dict(a.groups), "frozen": dict(a.frozen)}
 
 
+def gops(pruned: Work, cost: Cost, whole: Work, whole_cost: Cost, batch_size: int,
+         ) -> dict[str, float]:
+    """What seed 004's gops.json holds, as metrics: units of 10^9 FLOPs (2 x MACs) and 10^6 bytes.
+
+    Inference and training (forward and backward), per picture and per minibatch, and the memory of
+    the parameters as 32-bit floats; of the pruned network, and as `unpruned_...` of the whole one.
+    """
+    found: dict[str, float] = {}
+    for of, work_, counted in (("", pruned, cost), ("unpruned_", whole, whole_cost)):
+        for what, flops in (("inference", work_.flops), ("training", work_.training_flops)):
+            found[f"{of}{what}_gflops_per_picture"] = flops / 1e9
+            found[f"{of}{what}_gflops_per_minibatch"] = flops * batch_size / 1e9
+        found[f"{of}memory_mb"] = counted.params_mb
+    return found
+
+
 def comparison(before: Account, after: Account) -> Sheet:
     """A pruned network beside the whole one, and the share that is gone of everything."""
     pairs: list[tuple[str, float, float]] = [

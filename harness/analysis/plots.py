@@ -1,10 +1,11 @@
-"""Pictures of what was pruned. Colours of Okabe and Ito: told apart by the colour-blind too."""
+"""The picture of a step: which filters it left."""
 
 from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
-BLUE, GREY, BLACK, WHITE = "#0072B2", "#C8C8C8", "#000000", "#FFFFFF"
+from harness.analysis.ink import BLACK, BLUE, GREY, WHITE
+
 SIDE = 480  # pixels; MLflow's picture grid shows squares
 LEGEND = 34  # pixels, for the line above the bars
 

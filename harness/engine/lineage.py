@@ -54,6 +54,17 @@ def origins(graph: Graph, plan: Plan, layer: str) -> tuple[Origin | None, ...]:
     return tuple(found.get(column) for column in columns.tolist())
 
 
+def removed_channels(graph: Graph, plan: Plan) -> dict[str, list[int]]:
+    """Layer -> original output channels that a plan removes, ascending; layers that lose none are
+    left out."""
+    found: dict[str, list[int]] = {}
+    for writer in (w for g in graph.groups for w in g.writers if w.tensor in graph.names):
+        gone = _chosen(plan, writer, "removed").nonzero().flatten().tolist()
+        if gone:
+            found[writer.layer] = sorted({*found.get(writer.layer, []), *gone})
+    return found
+
+
 @dataclass(frozen=True)
 class Difference:
     """1 - |A and B| / |A or B| of two sets of channels, by layer and over all; 0 if both are empty.

@@ -303,6 +303,7 @@ class Agent:
         with memory_let_go():
             trial = experiment.trial(config, macs=macs, is_candidate=is_candidate, on_step=on_step)
         self._attend(claim)
+        journal.gops(experiment.gops(trial.final), trial.final)
         self.runs.walked(run_id, journal, trial)
         return trial
 

@@ -1,5 +1,5 @@
-"""What writing things down costs: seconds that an agent spends in MLflow, in Optuna and in the
-stage store, beside those that it is at work.
+"""What writing things down costs: seconds that an agent spends in MLflow, in Optuna, in the stage
+store and with pictures, beside those that it is at work.
 
 Every agent adds its own to the study's book, so the sums are the study's.
 """
@@ -16,7 +16,7 @@ from harness.sweep.ledger import Ledger
 
 T = TypeVar("T")
 WALL = "wall"
-PARTS = ("mlflow", "optuna", "store")
+PARTS = ("mlflow", "optuna", "store", "pictures")
 KEY = "bookkeeping"  # of the study's book, and of the claim under which it is added to
 NOTE_EVERY_S = 600.0
 

@@ -41,7 +41,7 @@ def export_champion(name: str, home: Path, format_: str, out: Path | None) -> Re
     written or the file differs from the network.
     """
     check_format(format_)
-    outcome = _outcome(name, home)
+    outcome = outcome_of(name, home)
     champion, baseline = outcome.champion, outcome.baseline
     if champion is None:
         raise StudyError(f"{outcome.study_id} has no network within its budget: nothing to export.")
@@ -94,7 +94,8 @@ def _read(file: Path) -> Outcome:
                          ) from error
 
 
-def _outcome(name: str, home: Path) -> Outcome:
+def outcome_of(name: str, home: Path) -> Outcome:
+    """Of the finished study of this id, or of the latest one of this name. Raises StudyError."""
     found = outcomes(home)
     exact = [o for o in found if name in (o.study_id, o.study)]
     if exact:

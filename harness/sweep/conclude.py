@@ -24,6 +24,7 @@ from harness.sweep.claims import holding
 from harness.sweep.controls import AGAIN, Control, Controls
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import Outcome, Row
+from harness.sweep.pictures import FOLDER, of_study
 from harness.sweep.results import Effort, Final, Result, effort_of
 from harness.sweep.runs import named
 from harness.sweep.space import Space
@@ -96,6 +97,7 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
     reached = [(f.macs / whole, f.accuracy) for _, r in results for f in r.finals]
     reached.append((1.0, baseline.accuracy))
     comparisons = compared(controls, champion.final, whole) if champion else ()
+    notes += _draw(agent, results, controls, champion)
     agent.book.note()
     outcome = Outcome(
         study=agent.study.config.name, study_id=agent.study_id,
@@ -120,6 +122,16 @@ def _controls(agent: Agent, champion: Found | None) -> list[Control]:
         return []
     return Controls(agent, dict(champion.settings), champion.final,
                     lambda: _stage(agent, champion)).all()
+
+
+def _draw(agent: Agent, results: list[tuple[FrozenTrial, Result]], controls: list[Control],
+          champion: Found | None) -> list[str]:
+    """The study's pictures. Returns what could not be drawn, and why."""
+    with agent.watch.on("pictures"):
+        album = of_study(agent.experiment, agent.question, results, controls, agent.ledger.study,
+                         (champion.ordinal, champion.final) if champion else None)
+        album.keep(agent.home / "studies" / agent.study_id / FOLDER, agent.tracker, agent.run_id)
+    return album.told
 
 
 def _verdict(agent: Agent, champion: Found | None, found: Iterable[Versus]) -> tuple[str, ...]:

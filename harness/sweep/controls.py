@@ -186,5 +186,6 @@ class Controls:
         journal = Journal(self.agent.tracker, run_id, experiment.whole)
         for step in trial.steps:
             journal.step(step)
+        journal.gops(experiment.gops(trial.final), trial.final)
         self.agent.runs.walked(run_id, journal, trial)
         return trial

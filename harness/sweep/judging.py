@@ -126,7 +126,7 @@ def write_csv(judged: Sequence[Judged], path: Path) -> Path:
 def _judged(name: str, replicate: int, settings: dict[str, Any], experiment: Experiment,
             stage: Stage, classes: Sequence[str], with_test: bool) -> Judged:
     reports = dict(_reports(experiment.model(stage), experiment.data, classes, with_test))
-    return Judged(name, replicate, settings, experiment.cost_at(stage), reports)
+    return Judged(name, replicate, settings, experiment.cost(stage.plan), reports)
 
 
 def _reports(model: Any, data: Data, classes: Sequence[str], with_test: bool,

@@ -3,6 +3,8 @@ walking again, and to find every network in the stage store."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
+from math import isnan, nan
 from typing import Any
 
 from harness.experiment import Trial
@@ -11,7 +13,10 @@ from harness.trajectories import Stage, Step
 
 @dataclass(frozen=True)
 class Final:
-    """One network after the final fine-tune. step: the pruning step behind it."""
+    """One network after the final fine-tune. step: the pruning step behind it.
+
+    training_flops: of all that its trial trained to have it, see `CurvePoint`.
+    """
 
     step: int
     key: str
@@ -20,16 +25,27 @@ class Final:
     params: int
     filters: int
     percentage: float
+    latency_ms: float | None = None
+    training_flops: int | None = None
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One pruning step of a trial, retrained but not fine-tuned. accuracy: on validation."""
+    """One pruning step of a trial, retrained but not fine-tuned. accuracy: on validation.
+
+    training_flops: of all that its trial had trained by then; None of a trial that is at work, and
+    of those of earlier versions.
+    """
 
     step: int
     accuracy: float
     macs: int
     params: int
+    filters: int = 0
+    accuracy_cut: float | None = None
+    latency_ms: float | None = None
+    training_flops: int | None = None
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,22 +81,39 @@ class Result:
 def result_of(trial: Trial, seconds: float) -> Result:
     """The facts of a trial that has ended."""
     steps = {s.number: s for s in trial.steps}
-    finals = tuple(_final(steps[n].percentage, n, stage, steps[n].cost)
+    curve = _curve(trial)
+    spent = {point.step: point.training_flops or 0 for point in curve}
+    finals = tuple(_final(steps[n].percentage, n, stage, steps[n].cost, spent[n] + (
+        trial.spent.get(stage.key, 0) if stage.key != steps[n].stage.key else 0))
                    for n, stage in sorted(trial.finals.items()))
     stages = {s.key: s for s in trial.stages}
     return Result(finals, trial.reason, trial.reached, len(trial.steps) - 1,
                   sum(s.reused for s in stages.values()), seconds,
                   {key: len(s.epochs) for key, s in stages.items()},
-                  tuple(point_of(step) for step in trial.steps), trial.stopped)
+                  curve, trial.stopped)
 
 
-def point_of(step: Step) -> CurvePoint:
+def point_of(step: Step, training_flops: int | None = None) -> CurvePoint:
     """A step as a point of its trial's curve."""
-    return CurvePoint(step.number, step.accuracy, step.macs, step.params)
+    latency = _measured(step.stage)
+    return CurvePoint(step.number, step.accuracy, step.macs, step.params, step.filters,
+                      step.accuracy_cut, latency, training_flops, step.stage.key)
 
 
-def _final(percentage: float, step: int, stage: Stage, cost: Any) -> Final:
-    return Final(step, stage.key, stage.accuracy, cost.macs, cost.params, cost.filters, percentage)
+def _curve(trial: Trial) -> tuple[CurvePoint, ...]:
+    trained = accumulate(trial.spent.get(s.stage.key, 0) for s in trial.steps)
+    return tuple(point_of(step, flops) for step, flops in zip(trial.steps, trained, strict=True))
+
+
+def _final(percentage: float, step: int, stage: Stage, cost: Any, training_flops: int) -> Final:
+    return Final(step, stage.key, stage.accuracy, cost.macs, cost.params, cost.filters, percentage,
+                 _measured(stage), training_flops)
+
+
+def _measured(stage: Stage) -> float | None:
+    """Milliseconds, where they were measured: JSON has no NaN."""
+    latency = float(stage.facts.get("latency_ms", nan))
+    return None if isnan(latency) else latency
 
 
 @dataclass(frozen=True)

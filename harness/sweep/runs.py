@@ -173,6 +173,7 @@ class Runs:
         journal.removals(trial.steps)
         journal.plans(trial.steps)
         journal.ledgers(trial.steps)
+        journal.milestones(trial.steps, trial.final)
         journal.epochs(trial.final)
         journal.final(trial.final, trial.last.cost)
         self.tracker.set_tags(run_id, {

@@ -11,6 +11,7 @@ from harness.engine.ledger import Ledger
 from harness.experiment import Experiment, check_pruning, stages
 from harness.journal import Journal, ending
 from harness.runtime import facts, memory_let_go
+from harness.sweep.pictures import FOLDER, Pruned, of_run
 from harness.sweep.results import result_of
 from harness.tracking import Tracker
 
@@ -53,6 +54,8 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
         journal.removals(trial.steps)
         journal.plans(trial.steps)
         journal.ledgers(trial.steps)
+        journal.milestones(trial.steps, trial.final)
+        journal.gops(experiment.gops(trial.final), trial.final)
         journal.epochs(trial.final)
         tests = {"baseline": experiment.test_accuracy(experiment.baseline),
                  "pruned": experiment.test_accuracy(trial.final)}
@@ -60,7 +63,10 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
         tracker.log_model(run_id, experiment.model(trial.final), experiment.data.val.inputs[:2],
                           name="pruned", labels=experiment.data.labels)
         tracker.set_tags(run_id, {"stop_reason": trial.reason[:4000]})
-    result = result_of(trial, time.perf_counter() - start)
+        result = result_of(trial, time.perf_counter() - start)
+        album = of_run(experiment, result, Pruned("pruned", trial.final,
+                                                  [step.plan for step in trial.steps]))
+        album.keep(home / FOLDER / identity, tracker, run_id)
     share = trial.last.macs / experiment.whole.macs
     screen.trial_done(TrialLine(0, "trial", {}, "finished" if trial.reached else "stopped",
                                 trial.final.accuracy, share, result.reused, len(result.epochs),
@@ -73,7 +79,8 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
                  "yes" if trial.final.reused else "no"])
     notes = [f"test accuracy, read once: baseline {percent(tests['baseline'])}, "
              f"pruned {percent(tests['pruned'])}",
-             *(f"never cut: {g} ({why})" for g, why in experiment.frozen.items())]
+             *(f"never cut: {g} ({why})" for g, why in experiment.frozen.items()), *album.told,
+             f"pictures: {home / FOLDER / identity}"]
     return Single(trial.reason, ["step", "removed", "accuracy cut", "accuracy", "FLOPs",
                                  "parameters", "filters", "reused"], rows, notes,
                   trial.last.ledger)

@@ -48,7 +48,7 @@ def test_a_part_inside_another_is_counted_once(clock: Clock) -> None:
                 clock.spend(100)
         clock.spend(1000)
     clock.spend(10000)
-    assert watch.read() == {"mlflow": 1001, "optuna": 110, "store": 0, "wall": 11111}
+    assert watch.read() == {"mlflow": 1001, "optuna": 110, "store": 0, "pictures": 0, "wall": 11111}
 
 
 def test_a_call_that_fails_is_counted_and_fails(clock: Clock) -> None:
@@ -81,7 +81,7 @@ def test_waiting_for_others_is_no_bookkeeping(clock: Clock, tmp_path: Path) -> N
     watch = Stopwatch()
     with watch.watched("store", Store()).making():
         clock.spend(500)  # made here
-    assert watch.read() == {"mlflow": 0, "optuna": 0, "store": 0, "wall": 550}
+    assert watch.read() == {"mlflow": 0, "optuna": 0, "store": 0, "pictures": 0, "wall": 550}
     claims = watch.watched_claims(FileClaims(tmp_path))
     claim = claims.take("trial-0")
     assert claim is not None
@@ -105,11 +105,13 @@ def test_every_agent_adds_its_own_and_what_it_has_added_it_adds_no_more(
         clock.spend(6)
     for book in (ones_book, twos_book, ones_book, ones_book):
         book.note()
-    assert ledger(tmp_path).get(KEY) == {"mlflow": 4, "optuna": 0, "store": 6, "wall": 16}
+    assert ledger(tmp_path).get(KEY) == {
+        "mlflow": 4, "optuna": 0, "store": 6, "pictures": 0, "wall": 16}
     clock.spend(4)
     ones_book.note()
     assert metrics(ledger(tmp_path)) == {
         "bookkeeping_mlflow_s": 4, "bookkeeping_optuna_s": 0, "bookkeeping_store_s": 6,
+        "bookkeeping_pictures_s": 0,
         "bookkeeping_s": 10, "agents_s": 20, "bookkeeping_share": 0.5}
     clock.spend(300)
     ones_book.note_now_and_then()

@@ -25,6 +25,9 @@ EPOCH = {"train_loss", "train_accuracy", "val_loss_epoch", "val_accuracy_epoch",
 FINAL = {f"final_{name}" for name in (
     "val_accuracy", "macs", "flops", "flops_reduction", "params", "filters", "size_mb",
     "latency_ms")}
+GOPS = {f"{of}{what}" for of in ("", "unpruned_") for what in (
+    "inference_gflops_per_picture", "inference_gflops_per_minibatch",
+    "training_gflops_per_picture", "training_gflops_per_minibatch", "memory_mb")}
 SHORT = ("filters_per_step", "retrain_epochs", "percentage", "layer_min")
 
 
@@ -145,7 +148,7 @@ def test_metrics_have_their_fixed_names_and_every_step_once(whole: Whole) -> Non
     runs = whole.machine.runs("trial") + whole.machine.runs("control")
     for run, (config, trial) in zip(runs, whole.trials + whole.controls, strict=True):
         names = {point.key for point in run.points} - {"final_test_accuracy"}
-        assert names == STEP | EPOCH | FINAL
+        assert names == STEP | EPOCH | FINAL | GOPS
         assert walked(run, STEP) == list(range(len(trial.steps)))
         # Retraining at every step, then the final fine-tune.
         epochs = (len(trial.steps) - 1) * config.retrain.epochs + config.finetune.epochs

@@ -33,7 +33,8 @@ from sweep.conftest import Whole
 
 # Measured anew where a stage is made anew, and how often that was.
 TIMED = {"latency_ms", "final_latency_ms", "stages_made_again", "agents_s", "bookkeeping_s",
-         "bookkeeping_share", "bookkeeping_mlflow_s", "bookkeeping_optuna_s", "bookkeeping_store_s"}
+         "bookkeeping_share", "bookkeeping_mlflow_s", "bookkeeping_optuna_s", "bookkeeping_store_s",
+         "bookkeeping_pictures_s"}
 
 
 def curves(run: MemoryRun) -> dict[str, list[tuple[int, float]]]:

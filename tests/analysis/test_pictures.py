@@ -1,0 +1,175 @@
+"""The numbers beside the pictures are those of hand-made networks; the axes say what they show."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from harness.analysis.curves import (
+    Curve,
+    Spot,
+    accuracy_flops,
+    accuracy_latency,
+    accuracy_removed,
+    accuracy_training,
+    importance,
+    search_cost,
+)
+from harness.analysis.feature_maps import activations, feature_maps, first_filters
+from harness.analysis.ink import Picture, brief
+from harness.analysis.layer_pictures import (
+    channel_differences,
+    kept_channels,
+    l1_norms,
+    removed_bars,
+)
+from harness.engine.lineage import Difference
+
+BASELINE = Spot(0, 0.9, 2_000_000, 1.0, 100, 0.9, 2.0, 10**9)
+
+
+def curve(role: str, kind: str, *, dip: float = 0.0, name: str = "one") -> Curve:
+    return Curve(name, role, kind, [
+        BASELINE, Spot(1, 0.8 - dip, 1_000_000, 0.5, 60, 0.4, 1.5, 2 * 10**9),
+        Spot(1, 0.85 - dip, 1_000_000, 0.5, 60, None, 1.5, 3 * 10**9, is_final=True)])
+
+
+CURVES = [curve("trial", "trials"), curve("champion", "champion"),
+          *(curve("control", "control: random", dip=0.1 * n, name=f"random, {n}") for n in (1, 2))]
+
+
+def drawn(picture: Picture) -> Figure:
+    """As it is drawn, and whether it can be written."""
+    assert picture.png().startswith(b"\x89PNG")
+    figure = Figure()
+    picture.draw(figure)
+    return figure
+
+
+@pytest.mark.rows("R124")
+def test_the_axis_says_removed_and_shows_the_share_that_is_gone() -> None:
+    axes = drawn(accuracy_removed(CURVES, BASELINE)).axes[0]
+    assert axes.get_xlabel() == "convolution filters removed"
+    (line,) = [each for each in axes.lines if each.get_label() == "champion"]
+    assert list(line.get_xdata()) == pytest.approx([0, 0.4, 0.4])
+    assert list(line.get_ydata()) == pytest.approx([0.9, 0.8, 0.85])
+    assert axes.xaxis.get_major_formatter()(0.4, 0).startswith("40")
+
+
+@pytest.mark.rows("R125")
+def test_controls_are_shown_with_their_mean_and_spread() -> None:
+    figure = drawn(accuracy_flops(CURVES, BASELINE, 0.6))
+    (bar,) = figure.axes[0].containers
+    point, _, (segments,) = bar.lines
+    assert list(point.get_xdata()) == pytest.approx([1.0]), "in units of 10^6, as the label says"
+    assert "(M, 2 x MACs" in figure.axes[0].get_xlabel()
+    assert list(point.get_ydata()) == pytest.approx([(0.75 + 0.65) / 2])
+    low, high = segments.get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(0.1 / 2**0.5)
+    texts = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert "control: random, mean ± s.d. of 2" in texts
+
+
+@pytest.mark.rows("R125", "R128")
+def test_accuracy_stands_against_all_training_and_against_measured_time() -> None:
+    training, latency = (draw(CURVES, BASELINE) for draw in (accuracy_training, accuracy_latency))
+    axes = drawn(training).axes[0]
+    (line,) = [each for each in axes.lines if each.get_label() == "champion"]
+    assert list(line.get_xdata()) == pytest.approx([1, 2, 3])
+    assert "training so far (G;" in axes.get_xlabel()
+    assert "ms, measured" in drawn(latency).axes[0].get_xlabel()
+    assert [row[-2:] for row in latency.rows[:3]] == [[2.0, 10**9], [1.5, 2 * 10**9],
+                                                      [1.5, 3 * 10**9]]
+
+
+@pytest.mark.rows("R128")
+def test_the_cost_of_a_search_adds_up() -> None:
+    found = search_cost([5, 0, 7], [None, 0.5, 0.75], "largest percentage", [0.5, 0.9, 0.75],
+                        [True, False, True])
+    assert [row[1] for row in found.rows] == [5, 5, 12]
+    assert [row[3:] for row in found.rows] == [[0.5, True], [0.9, False], [0.75, True]]
+    drawn(found)
+
+
+def test_importances_are_listed_the_largest_first() -> None:
+    found = importance({"lr": 0.2, "epochs": 0.8}, "accuracy")
+    assert found.rows == [["epochs", 0.8], ["lr", 0.2]]
+    drawn(found)
+
+
+@pytest.mark.rows("R126")
+def test_removed_parameters_are_told_by_number_and_percent() -> None:
+    found = removed_bars({"": 100, "conv": 80, "head": 20, "empty": 0}, {"": 30, "conv": 10,
+                                                                         "head": 20}, "block")
+    assert found.rows == [["all", 100, 30, 70, 70.0], ["conv", 80, 10, 70, 87.5],
+                          ["head", 20, 20, 0, 0.0]]
+    assert [axes.get_xlabel() for axes in drawn(found).axes] == [
+        "parameters", "of its parameters removed"]
+
+
+@pytest.mark.rows("R129")
+def test_every_channel_has_the_step_that_removed_it() -> None:
+    found = kept_channels({"a": 4, "b": 2}, [{}, {"a": [1]}, {"a": [1, 3], "b": [0]}])
+    assert found.rows == [["a", 0, None], ["a", 1, 1], ["a", 2, None], ["a", 3, 2],
+                          ["b", 0, 2], ["b", 1, None]]
+    drawn(found)
+
+
+@pytest.mark.rows("R128")
+def test_norms_are_told_of_the_same_original_filter_before_and_after() -> None:
+    found = l1_norms({"a": torch.tensor([1.0, 2, 3])}, {"a": torch.tensor([10.0, 30])},
+                     {"a": [0, 2]}, names=("baseline", "champion"))
+    assert sorted(found.rows, key=lambda row: row[1]) == [
+        ["a", 0, 1.0, 10.0], ["a", 1, 2.0, None], ["a", 2, 3.0, 30.0]]
+    drawn(found)
+
+
+@pytest.mark.rows("R111")
+def test_differences_are_told_by_layer_and_in_total() -> None:
+    found = channel_differences({"random": Difference({"a": 0.5, "b": 0.0}, 0.25)}, "the champion")
+    assert found.rows == [["random", "the champion", "total", 0.25],
+                          ["random", "the champion", "a", 0.5],
+                          ["random", "the champion", "b", 0.0]]
+    drawn(found)
+
+
+@pytest.mark.rows("R129")
+def test_activation_and_deviation_maps_are_mean_and_spread_of_the_filters() -> None:
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+                              torch.nn.Linear(147, 2)).eval()
+    given = torch.randn(2, 1, 9, 9)
+    mean, deviation = activations(net, "1", given)
+    with torch.no_grad():
+        out = net[1](net[0](given)).numpy()
+    torch.testing.assert_close(mean, torch.from_numpy(out.mean(1)))
+    torch.testing.assert_close(deviation, torch.from_numpy(out.std(1)))
+    found = feature_maps({"net": net}, given, torch.tensor([0, 1]), 2)
+    assert [row[2] for row in found.rows] == ["1", "1"]
+    drawn(found)
+
+
+@pytest.mark.rows("R129")
+def test_masks_are_drawn_where_pixels_have_classes() -> None:
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1)).eval()
+    given = torch.randn(2, 1, 9, 9)
+    truth = (given[:, 0] > 0).long()
+    figure = drawn(feature_maps({"net": net}, given, truth, 2))
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert any((each == truth[0].numpy()).all() for each in shown if each.shape == (9, 9))
+    with torch.no_grad():
+        predicted = net(given).argmax(1).numpy()
+    assert any((each == predicted[1]).all() for each in shown if each.shape == (9, 9))
+
+
+@pytest.mark.rows("R129")
+def test_first_filters_keep_their_places() -> None:
+    before = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 2, 3, 3)
+    found = first_filters(before, 5 + before[[0, 2]], [0, 2], "conv", names=("a", "b"))
+    assert found.rows == [[0, True, 0.0, 5.0], [1, False, 1.0, None], [2, True, 2.0, 7.0]]
+    drawn(found)
+
+
+def test_numbers_are_brief() -> None:
+    assert [brief(n) for n in (0, 999, 36_500, 2.5e6, 3e9)] == ["0", "999", "36.5 k", "2.5 M",
+                                                              "3 G"]
