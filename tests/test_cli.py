@@ -479,12 +479,14 @@ def test_help_is_there_at_once() -> None:
 VERBS = sorted(cli.commands)
 
 
+@pytest.mark.rows("R130")
 def test_these_are_the_verbs() -> None:
     assert VERBS == ["agent", "baseline", "channels", "check", "compare", "cost", "criteria",
                      "data", "evaluate", "export", "gradcam", "import-adapt", "run", "sensitivity",
                      "sparsify", "status", "study", "ui"]
 
 
+@pytest.mark.rows("R130")
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example_that_can_be_read(verb: str, harness: Harness) -> None:
     code, out, _ = harness(verb, "--help")

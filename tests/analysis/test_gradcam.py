@@ -21,8 +21,6 @@ from harness.analysis.gradcam import (
 from harness.analysis.gradcam_figure import comparison
 from harness.errors import GraphError
 
-pytestmark = pytest.mark.rows("R127")
-
 
 class Small(nn.Module):
     """A convolution whose maps are averaged and weighed: Grad-CAM can be done by hand."""
@@ -64,6 +62,7 @@ def view(network: str, maps: Tensor, classes: list[int]) -> View:
     return View(network, Layer("conv", size), maps, labels, labels, labels == labels)
 
 
+@pytest.mark.rows("R127")
 @pytest.mark.parametrize("target", [None, 2])
 def test_a_map_is_the_sum_of_channels_weighted_by_their_mean_gradient(target: int | None) -> None:
     """The mean gradient of a class's score by a map that is averaged is head.weight / pixels."""
@@ -81,6 +80,7 @@ def test_a_map_is_the_sum_of_channels_weighted_by_their_mean_gradient(target: in
     assert found.is_right.tolist() == (scores.argmax(1) == 0).tolist()
 
 
+@pytest.mark.rows("R127")
 @pytest.mark.parametrize(("name", "side", "layer", "size"), [
     ("vgg11_bn", 32, "features.13", (8, 8)),  # the last would have 2 x 2
     ("vgg11_bn", 224, "features.27", (14, 14)),
@@ -94,17 +94,20 @@ def test_the_layer_is_the_last_with_seven_by_seven(name: str, side: int, layer: 
     assert layer_of_maps(net, pictures(1, side, 3)) == Layer(layer, size)
 
 
+@pytest.mark.rows("R127")
 def test_where_no_map_is_fine_enough_it_is_the_last_of_the_largest() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Conv2d(2, 2, 2),
                         nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(98, 3)).eval()
     assert layer_of_maps(net, pictures(1)) == Layer("1", (4, 4)), "pooling makes no map finer"
 
 
+@pytest.mark.rows("R127")
 def test_a_network_without_maps_says_so() -> None:
     with pytest.raises(GraphError, match="nothing that Grad-CAM could show"):
         layer_of_maps(nn.Sequential(nn.Flatten(), nn.Linear(81, 3)), pictures(1))
 
 
+@pytest.mark.rows("R127")
 def test_a_network_of_other_pictures_is_unseen_with_the_reason() -> None:
     found = look("coloured", nn.Conv2d(3, 2, 3), pictures(2), torch.zeros(2, dtype=torch.long))
     assert isinstance(found, Unseen)
@@ -113,6 +116,7 @@ def test_a_network_of_other_pictures_is_unseen_with_the_reason() -> None:
     assert missing == Unseen("small", "there is no class 9 among its 4.")
 
 
+@pytest.mark.rows("R127")
 def test_looking_leaves_the_network_as_it_was() -> None:
     net = seeded(Small).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -123,6 +127,7 @@ def test_looking_leaves_the_network_as_it_was() -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.rows("R127")
 def test_of_pixels_the_score_is_summed_where_the_class_is_found() -> None:
     net, given = seeded(Pixels), pictures(4)
     truth = torch.zeros(4, 9, 9, dtype=torch.long)
@@ -140,6 +145,7 @@ def test_of_pixels_the_score_is_summed_where_the_class_is_found() -> None:
         assert bool(found.is_right[n]) == (int(most) == 0)
 
 
+@pytest.mark.rows("R127")
 def test_likeness_is_the_rank_correlation_and_the_cosine_over_all_pictures() -> None:
     first, second = (torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(s))
                      for s in (1, 2))
@@ -160,6 +166,7 @@ def test_likeness_is_the_rank_correlation_and_the_cosine_over_all_pictures() -> 
     assert pair.agreeing == pytest.approx(np.mean(ranks[:3]))
 
 
+@pytest.mark.rows("R127")
 def test_a_network_is_perfectly_like_itself_at_any_size_of_map() -> None:
     smooth = torch.linspace(0, 1, 64).reshape(1, 8, 8).repeat(3, 1, 1)
     finer = nn.functional.interpolate(smooth[:, None], (16, 16), mode="bilinear",
@@ -168,6 +175,7 @@ def test_a_network_is_perfectly_like_itself_at_any_size_of_map() -> None:
     assert [each.spearman for each in found] == pytest.approx([1, 1, 1])
 
 
+@pytest.mark.rows("R127")
 def test_the_figure_names_the_layer_and_marks_right_and_wrong_without_colour_alone() -> None:
     from matplotlib.figure import Figure
 
