@@ -16,8 +16,8 @@ import torch
 
 from benchmarks import machine
 from benchmarks.sharing import drawn, shared
+from harness.checking import known_names
 from harness.config import Known, Study, load_study
-from harness.experiment import known_names
 
 
 def fixed(name: str, profile: str | None, seed: int = 0) -> Study:

@@ -24,6 +24,7 @@ from torch.nn.utils import prune as library
 from benchmarks import machine
 from harness import prune, trace
 from harness.analysis.sensitivity import BATCH, RATIOS, Sensitivities, Sensitivity
+from harness.checking import known_names
 from harness.config import Known, load_run
 from harness.engine.criteria import criterion_of
 from harness.engine.evidence import Gathered
@@ -31,7 +32,7 @@ from harness.engine.graph import Graph
 from harness.engine.pruner import rank
 from harness.engine.surgery import cut
 from harness.evaluate import evaluate
-from harness.experiment import known_names, load_data, network
+from harness.loading import load_data, network
 from harness.runtime import device_of, settle
 
 Seconds = dict[str, float]

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from harness.checking import known_names
 from harness.config import Known, RunConfig, Study, StudyConfig, apply, load_run, to_yaml
-from harness.experiment import Experiment, known_names, stages
+from harness.experiment import Experiment, stages
 from harness.store import NoStore
 from harness.sweep.conclude import checksum
 from harness.sweep.ledger import ordinal_of

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
+from harness.checking import known_names
 from harness.config import Known, Study, StudyConfig, load_run
 from harness.console import QuietScreen
-from harness.experiment import known_names
 from harness.sweep import agent as agents
 from harness.sweep import claims, leases
 from harness.sweep.agent import Agent

@@ -18,8 +18,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from benchmarks import machine, servers
+from harness.checking import known_names
 from harness.config import Known, Study, load_study
-from harness.experiment import known_names, stages
+from harness.experiment import stages
 from harness.sweep.outcome import Outcome
 from harness.sweep.place import Place, study_id
 

@@ -200,7 +200,7 @@ def _with_agents(console: "Console", loaded: "Study", place: "Place", count: int
 
     Returns (outcome, was it new).
     """
-    from harness.experiment import check_pruning
+    from harness.checking import check_pruning
     from harness.runtime import cards
     from harness.sweep.conclude import finished
     from harness.sweep.orders import Order, give
@@ -326,9 +326,9 @@ def cost(config: str, pruned: str | None, measure: bool, as_json: bool,
 
     Example: harness cost vgg16_digits --measure
     """
+    from harness.accounting import accounts
     from harness.analysis import costs
     from harness.console import Console
-    from harness.experiment import accounts
     from harness.runtime import device_of, settle
 
     loaded = _load_run(config, overrides)
@@ -516,10 +516,10 @@ def check(files: Sequence[str]) -> None:
 
     Without FILES: everything in configs/ and studies/. Example: harness check studies/mine.yaml
     """
+    from harness.checking import check_pruning
     from harness.config import check_file, every_file
     from harness.console import Console
     from harness.errors import ConfigError
-    from harness.experiment import check_pruning
 
     console = Console()
     names = list(files) or every_file()
@@ -726,8 +726,8 @@ def _shelf(root: Path, home: str | None, storage: str | None, overrides: Sequenc
 
 
 def _known() -> Any:
+    from harness.checking import known_names
     from harness.config import Known
-    from harness.experiment import known_names
 
     return Known(**known_names())
 

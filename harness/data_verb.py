@@ -41,7 +41,7 @@ def show(name: str, overrides: Sequence[str]) -> None:
     """
     from harness.console import Console
     from harness.data.overview import overview
-    from harness.experiment import load_data
+    from harness.loading import load_data
 
     config = _configured(name, overrides)
     found = load_data(config)
@@ -95,9 +95,9 @@ def dogs_vs_cats(source: str, train: int, test: int, seed: int | None, out: str 
 
 def _configured(name: str, overrides: Sequence[str]) -> "RunConfig":
     """The run of this name, or the usual one on the data set of this name."""
+    from harness.checking import known_names
     from harness.config import Known, find, load_run, usual_run
     from harness.errors import ConfigError, UnknownName, unknown
-    from harness.experiment import known_names
     from harness.plugins import is_reference
 
     tables: Any = known_names()

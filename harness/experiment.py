@@ -5,12 +5,11 @@ the device, the traced network, the baseline. A trial is one walk through it wit
 """
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
-from itertools import chain, islice, product
+from functools import cached_property
+from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import train as training
-from harness.analysis.costs import Account, Workload, account, gops
+from harness.analysis.costs import gops
 from harness.analysis.criterion_lab import Comparison, compare
 from harness.analysis.sensitivity import (
     KINDS,
@@ -28,41 +27,28 @@ from harness.analysis.sensitivity import (
     Suggestion,
     suggest,
 )
-from harness.checkpoint import load_pruned
-from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
-from harness.data import DATASETS, Data, load, sides
-from harness.dimensions import dimension
-from harness.distillation import Lessons
+from harness.checking import check_loss, check_pruning
+from harness.config import RunConfig
+from harness.data import Data
 from harness.engine.cost import Cost, Work
-from harness.engine.criteria import CRITERIA, Criterion, criterion_of
-from harness.engine.evidence import Batch, Evidence
-from harness.engine.floors import Floors, modules_of, unknown_in_floors, unknown_modules
-from harness.engine.graph import Group, Plan
+from harness.engine.criteria import CRITERIA, criterion_of
+from harness.engine.evidence import Batch
+from harness.engine.graph import Plan
 from harness.engine.lineage import Difference, channel_difference, removed_channels
-from harness.engine.pruner import ignoring
 from harness.engine.selection import select
-from harness.engine.sparsity import held_at_zero, make_zero, shares_of, weights_of, zeroed
+from harness.engine.sparsity import held_at_zero, make_zero, shares_of, zeroed
 from harness.engine.targets import gone_of, whole_counts
 from harness.engine.tracing import trace
 from harness.engine.work import Gradients, gradients, work
-from harness.errors import (
-    ConfigError,
-    GraphError,
-    HarnessError,
-    ModelError,
-    TrainingError,
-    UnknownName,
-)
+from harness.errors import TrainingError
 from harness.evaluate import evaluate, latencies
-from harness.losses import Mixture, Terms
-from harness.models import MODELS, build
-from harness.models.weights import digest_of, take_over
-from harness.plugins import is_reference, load_object
+from harness.loading import digest_of_source, load_data, model_facts, started
+from harness.losses import Mixture
+from harness.models.weights import digest_of
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
-from harness.settings import AGNOSTIC, NO_CRITERIA
-from harness.settings import Training as TrainingSection
 from harness.store import FolderStore, Hold, Store, key_of
-from harness.trajectories import EpochRow, Lab, Observe, Path, Settings, Stage, Step, walk, would_go
+from harness.trajectories import EpochRow, Lab, Observe, Path, Stage, Step, walk, would_go
+from harness.translation import recipe_of, settings_of, terms_of
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -196,13 +182,13 @@ class Experiment:
         self.device = device_of(config.device)
         settle(config.threads)
         data = load_data(config)
-        _check_loss(config, data)
+        check_loss(config, data)
         self.data = data.to(self.device)
         self.chosen = self.data.only(config.adapt.classes) if config.adapt.classes else self.data
         self._root = {
-            "kind": "baseline", "data": data.fingerprint, "model": _model_facts(config),
+            "kind": "baseline", "data": data.fingerprint, "model": model_facts(config),
             "weights": digest_of(config.model.weights, config.model.name),
-            "source": _digest_of_source(config.model.name),
+            "source": digest_of_source(config.model.name),
             "train": training.facts(recipe_of(config, "baseline")), "seed": config.seed,
             "replicate": config.replicate, "memory_format": config.memory_format,
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
@@ -357,6 +343,11 @@ class Experiment:
             examples = min(examples, section.updates * section.batch_size)
         return examples * self.work(stage.plan).training_flops
 
+    @property
+    def baseline_flops(self) -> int:
+        """That training the baseline took."""
+        return self.training_flops(self.trained, self.config.baseline, len(self.data.train))
+
     def gops(self, stage: Stage) -> dict[str, float]:
         """Counted work and memory of a stage's network beside the whole one's, see `costs.gops`."""
         graph = self._lab.graph
@@ -401,14 +392,15 @@ class Experiment:
         work = self._work(self.config)
         if self.watcher:
             self.watcher.step(1, "from scratch", 0.0)
-        stage = self.lab(self.config).newborn(twin, work.facts(recipe), self.key,
-                                  lambda model, seed: work.fit(model, recipe, seed))
+        stage = self.lab(self.config).newborn(
+            twin, work.facts(recipe), self.key, lambda model, seed: work.fit(model, recipe, seed))
         cost = self._lab.graph.cost(stage.plan)
         percentage = 100 * (1 - cost.filters / self.whole.filters)
         step = Step(1, percentage, stage.accuracy, stage.accuracy, cost, {}, stage,
                     pruned=self.removed(stage.plan))
         return Trial([step], {1: stage}, "trained from scratch", True,
-                     spent={stage.key: self.training_flops(stage, self.config.baseline)})
+                     spent={stage.key: self.training_flops(stage, self.config.baseline,
+                                                           len(work.data.train))})
 
     @staticmethod
     def _first(steps: Sequence[Step], is_candidate: Callable[[Step], bool] | None) -> list[Step]:
@@ -533,271 +525,3 @@ def stages(home: FilePath, hold: Hold | None = None,
            say: Callable[[str], None] = lambda text: None) -> FolderStore:
     """The stage store of a home, for the code as it is. hold, say: see FolderStore."""
     return FolderStore(home / "stages", version=code_version(), hold=hold, say=say)
-
-
-def load_data(config: RunConfig) -> Data:
-    """The configured data set, on the CPU."""
-    return load(config.data.name, size=config.data.size, val=config.data.val,
-                test=config.data.test, seed=config.data.seed, options=config.data.options)
-
-
-def network(config: RunConfig, data: Data) -> nn.Module:
-    """The configured network, whole, on the CPU; its first weights are seeded or from a file."""
-    return started(config, data)[0]
-
-
-def started(config: RunConfig, data: Data) -> tuple[nn.Module, tuple[str, ...]]:
-    """(the configured network, its tensors that `model.weights` did not have, if it is given)."""
-    shape = data.input_shape
-    with seeded(seed_of(f"weights/{config.seed}/{config.replicate}")):
-        model = build(config.model.name, num_classes=data.num_classes, in_channels=shape[0],
-                      width=config.model.width, input_size=min(shape[1:]),
-                      options=config.model.options)
-    left: tuple[str, ...] = ()
-    if config.model.weights:
-        left = take_over(model, config.model.weights, config.model.name,
-                         partly=config.model.partly)
-    _check_fit(model, config, data)
-    return model, left
-
-
-def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:
-    """Raises ModelError, before anything is trained, if outputs are no scores of the classes."""
-    wanted = (2, *data.output_shape)
-    try:
-        with torch.no_grad():
-            given = copy.deepcopy(model).eval()(data.val.inputs[:2])
-    except Exception as error:  # whatever a person's own forward raises
-        raise ModelError(f"model.name: {config.model.name} does not run on pictures of shape "
-                         f"{data.input_shape} of {config.data.name}: {error}") from error
-    found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-    if found != wanted:
-        raise ModelError(f"model.name: {config.model.name} gives {found} for two pictures; "
-                         f"{config.data.name} has {data.num_classes} classes, one for every "
-                         f"{'pixel' if data.task == 'pixels' else 'picture'}, and needs {wanted}.")
-
-
-def describe(config: RunConfig) -> tuple[Cost, tuple[str, ...], Mapping[str, str]]:
-    """(counts, groups that can be cut, group -> why it cannot), without training anything."""
-    found, = accounts(config).accounts
-    return found.cost, tuple(found.groups), found.frozen
-
-
-@dataclass(frozen=True)
-class Accounts:
-    """Networks by name, the whole one first, each counted; `inputs`: a minibatch of pictures."""
-
-    models: Mapping[str, nn.Module]
-    accounts: tuple[Account, ...]
-    inputs: Tensor
-
-
-def accounts(config: RunConfig, pruned: FilePath | None = None) -> Accounts:
-    """Count the configured network without training anything, and a pruned one of it from a file.
-
-    Raises: ModelError for a file that is no pruned network, or one of another network.
-    """
-    data = load_data(config)
-    models = {config.name: network(config, data)}
-    if pruned is not None:
-        models[pruned.name] = load_pruned(copy.deepcopy(models[config.name]), pruned)
-    phases = {name: getattr(config, name).epochs for name in ("baseline", "retrain", "finetune")}
-    load = Workload(len(data.train), config.baseline.batch_size, phases)
-    example = data.val.inputs[:2]
-    counted = tuple(
-        account(name, model, ignoring(trace(model, example), config.prune.ignore, model), example,
-                load) for name, model in models.items())
-    return Accounts(models, counted, data.val.inputs[: load.batch_size])
-
-
-def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
-    """A run's pruning settings as a trajectory takes them."""
-    prune = config.prune
-    options = prune.criterion_options
-    criterion = (_own_criterion(prune.criterion, options) if is_reference(prune.criterion)
-                 else criterion_of(prune.criterion, options))
-    return Settings(
-        filters_per_step=prune.filters_per_step, macs=macs,
-        percentage=100.0 if macs is not None else prune.percentage, criterion=criterion,
-        normalize=prune.normalize, ranking=prune.ranking,
-        floors=_floors(config).settled(prune.percentage),
-        round_to=prune.round_to, step={str(r): n for r, n in prune.step.items()}, scope=prune.scope,
-        percentage_of="filters" if macs is not None else prune.percentage_of,
-        iterations="exact" if macs is not None else prune.iterations, ratios=prune.ratios,
-        layer_types=prune.layer_types, only_follow=prune.only_follow, one_by_one=prune.one_by_one,
-        certify=prune.certify, seed=config.seed, flops_penalty=prune.flops_penalty,
-        settle_batches=prune.settle_batches, ranking_mode=prune.ranking_mode, fold=prune.fold,
-        renew=prune.renew,
-        norm_batches=prune.norm_batches, retrain_last=config.retrain.after_last)
-
-
-def check_pruning(config: RunConfig | Study) -> None:
-    """Raises ConfigError with all that criteria and the network refuse of a run's or study's file.
-
-    Options of criteria, and names of modules. Neither data nor device is touched: the network is
-    built on the meta device. What takes a trace to see, such as how long a list of floors must be,
-    is left to `Experiment`; and so is all about a network that can only be built for its own data.
-    """
-    if isinstance(config, Study):
-        runs, place = list(_variants(config)), f"the study {config.config.name}"
-        found = _idle_percentages(config) + _idle_agnostic(config)
-    else:
-        runs, place, found = [config], f"the run {config.name}", []
-    found += [m for run in runs for m in _wrong_criterion(run)]
-    try:
-        model = _stand_in(runs[0])
-    except ModelError:  # the data's channels and classes may be what it misses
-        pass
-    except (ConfigError, UnknownName) as error:
-        found.append(Mistake("model", str(error)))
-    else:
-        found += [m for run in runs for m in _wrong_modules(run, model)]
-    tell((place, list(dict.fromkeys(found))))
-
-
-def _idle_percentages(study: Study) -> list[Mistake]:
-    """Percentages that are varied where ratios say what goes."""
-    is_varied = study.config.kind == "binary_search" or "prune.percentage" in study.config.space
-    if not (is_varied and study.base.prune.ratios):
-        return []
-    return [Mistake("prune.ratios", "with ratios the percentage that the study varies has no "
-                                    "effect: leave the ratios, or vary prune.ratios.NAME")]
-
-
-def _idle_agnostic(study: Study) -> list[Mistake]:
-    """A control for all classes beside trials that are for all anyway."""
-    is_asked = AGNOSTIC in study.config.controls
-    if not is_asked or (study.base.adapt.classes and study.base.adapt.train_on == "chosen"):
-        return []
-    return [Mistake("controls", f"{AGNOSTIC} is compared with pruning for some of the classes: "
-                                "give adapt.classes under set, with adapt.train_on: chosen")]
-
-
-def _variants(study: Study) -> Iterator[RunConfig]:
-    """A study's run with every criterion and option that will be tried, and every key once or more.
-
-    Of others one value is enough: what names a module is their key, not their values.
-    """
-    every = {key: dimension(given).outermost for key, given in study.config.space.items()}
-    tried = {key: values if key.startswith("prune.criterion") else values[:1]
-             for key, values in every.items()}
-    for values in product(*tried.values()):
-        yield apply(study.base, dict(zip(tried, values)))
-    for name in study.config.controls:
-        if name not in NO_CRITERIA:
-            yield control_of(study.base, name, {})
-
-
-def _wrong_criterion(config: RunConfig) -> list[Mistake]:
-    name, options = config.prune.criterion, config.prune.criterion_options
-    key = "criterion"
-    try:
-        if is_reference(name):
-            load_object(name, "criterion")
-        if is_reference(name) or name in CRITERIA:
-            key = "criterion_options"
-        criterion_of(name, options)
-    except (ConfigError, UnknownName) as error:
-        return [Mistake(f"prune.{key}", str(error))]
-    return []
-
-
-def _wrong_modules(config: RunConfig, model: nn.Module) -> list[Mistake]:
-    """Names under `prune` and `sparsify` that are none of the network's modules."""
-    prune = config.prune
-    tensors = chain(model.named_parameters(remove_duplicate=False),
-                    model.named_buffers(remove_duplicate=False))
-    modules = modules_of(name for name, _ in tensors)
-    named = {n for n, _ in model.named_modules() if n}
-    told = [*unknown_in_floors(modules, _floors(config)),
-            *unknown_modules("only_follow", modules, prune.only_follow),
-            *unknown_modules("renew", modules, prune.renew),
-            *unknown_modules("ratios", modules, prune.ratios),
-            *unknown_modules("ignore", named, prune.ignore)]
-    weights = modules_of(f"{name}.weight" for name in weights_of(model))
-    others = [*(f"{name}.{text}" for name in ("baseline", "retrain", "finetune")
-                for text in unknown_modules("freeze", named, getattr(config, name).freeze)),
-              *(f"distill.{text}"
-                for text in unknown_modules("layers", named, config.distill.layers)),
-              *(f"sparsify.{text}"
-                for text in unknown_modules("layers", weights, config.sparsify.layers))]
-    return [Mistake(key, text) for key, _, text in (
-        t.partition(": ") for t in (*(f"prune.{t}" for t in told), *others))]
-
-
-def _stand_in(config: RunConfig) -> nn.Module:
-    """The configured network for some pictures and classes, on the meta device if that can be."""
-    model = config.model
-    make = partial(build, model.name, num_classes=10, in_channels=3, width=model.width,
-                   input_size=min(sides(config.data.size)), options=model.options)
-    with seeded(0):
-        try:
-            with torch.device("meta"):
-                return make()
-        except ModelError:  # some constructors compute with tensors
-            return make()
-
-
-def _floors(config: RunConfig) -> Floors:
-    return Floors(**config.prune.floors.model_dump())
-
-
-def _own_criterion(name: str, options: Mapping[str, Any]) -> Criterion:
-    """A person's own; what its score raises becomes a GraphError that names it."""
-    criterion = criterion_of(name, options)
-
-    def told(group: Group, evidence: Evidence) -> Tensor:
-        try:
-            return criterion.score(group, evidence)
-        except HarnessError:
-            raise
-        except Exception as error:  # a person's function may raise anything
-            raise GraphError(f"criterion {name} failed: {type(error).__name__}: {error}") from error
-
-    return replace(criterion, score=told)
-
-
-def recipe_of(config: RunConfig, name: str) -> training.Recipe:
-    """A training section as the loop takes it; all but the baseline's has lessons."""
-    section: TrainingSection = getattr(config, name)
-    given = {key: getattr(section, key) for key in TrainingSection.model_fields}
-    given["milestones"] = tuple((epoch, rate) for epoch, rate in given["milestones"])
-    given["freeze"] = tuple(given["freeze"])
-    if name != "baseline":
-        given["lessons"] = Lessons(**{**config.distill.model_dump(),
-                                      "layers": tuple(config.distill.layers)})
-    return training.Recipe(**given, terms=terms_of(config))
-
-
-def _model_facts(config: RunConfig) -> dict[str, Any]:
-    """What a baseline is known by of its network. What came later is left out if it is unused."""
-    facts = config.model.model_dump()
-    return facts if facts["partly"] else {k: v for k, v in facts.items() if k != "partly"}
-
-
-def terms_of(config: RunConfig) -> Terms:
-    """What is added to the cross-entropy."""
-    return Terms(**config.loss.model_dump())
-
-
-def _check_loss(config: RunConfig, data: Data) -> None:
-    """Raises ConfigError for terms of pixels where pictures have classes."""
-    if data.task != "pixels" and terms_of(config).are_of_pixels:
-        given = [f"loss.{name}" for name in ("edges", "dice", "surface")
-                 if getattr(config.loss, name)]
-        raise ConfigError(f"{', '.join(given)}: for data whose pixels have classes, and those of "
-                          f"{config.data.name} do not: its pictures do. Leave them at 0.")
-
-
-def known_names() -> dict[str, frozenset[str]]:
-    """The tables' names, to check configurations against."""
-    return {"criteria": frozenset(CRITERIA), "data": frozenset(DATASETS),
-            "models": frozenset(MODELS)}
-
-
-def _digest_of_source(name: str) -> str | None:
-    """Of the file of a person's own network: edited, it is another network. None for ours."""
-    if not is_reference(name):
-        return None
-    load_object(name, "model")
-    return digest_of(getattr(sys.modules[name.partition(":")[0]], "__file__", None), name)

@@ -21,8 +21,9 @@ import torch
 from harness.errors import ConfigError
 
 # Sources whose change may change results; anything else may be edited without losing stages.
-_DECISIVE = ("engine", "models", "data", "train.py", "evaluate.py", "runtime.py", "checkpoint.py",
-             "trajectories.py", "experiment.py")
+_DECISIVE = ("engine", "models", "data", "augment.py", "labels.py", "losses.py", "distillation.py",
+             "schedules.py", "train.py", "evaluate.py", "runtime.py", "checkpoint.py",
+             "trajectories.py", "translation.py", "loading.py", "experiment.py")
 
 
 def device_of(name: str) -> torch.device:

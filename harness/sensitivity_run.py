@@ -22,9 +22,10 @@ from harness.analysis.sensitivity import (
     tables,
 )
 from harness.analysis.sensitivity_plots import heat_map, lines
+from harness.checking import check_pruning
 from harness.config import RunConfig, apply, fingerprint, flat, short, to_yaml
 from harness.console import Screen, percent
-from harness.experiment import Experiment, check_pruning, stages
+from harness.experiment import Experiment, stages
 from harness.journal import ending
 from harness.runtime import facts
 from harness.store import write_whole

@@ -15,6 +15,7 @@ from torch import nn
 from harness.analysis import weight_histograms
 from harness.analysis.costs import Sheet
 from harness.analysis.sparse_sizes import Sizes, sizes
+from harness.checking import check_pruning
 from harness.checkpoint import state_of
 from harness.config import RunConfig, fingerprint, flat, short, to_yaml
 from harness.console import Screen, percent
@@ -22,7 +23,7 @@ from harness.engine.inventory import sparsity
 from harness.engine.sparsity import Zeros, weights_of, zeros_of
 from harness.errors import ConfigError
 from harness.evaluate import Latency, latencies
-from harness.experiment import Experiment, Sparse, check_pruning, stages
+from harness.experiment import Experiment, Sparse, stages
 from harness.journal import Journal, ending
 from harness.runtime import facts
 from harness.store import write_whole

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from harness import train as training
+from harness.checking import check_pruning, known_names
 from harness.config import Known, control_of, load_study
 from harness.data import Data, from_tensors
 from harness.errors import ConfigError, DataError
-from harness.experiment import Experiment, check_pruning, known_names, load_data
+from harness.experiment import Experiment
+from harness.loading import load_data
 from harness.settings import AGNOSTIC
 from harness.store import NoStore
 from harness.trajectories import Stage

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from harness.adapt_file import MODES, translate
+from harness.checking import known_names
 from harness.config import Known, load_run, usual_run
 from harness.errors import ConfigError
-from harness.experiment import known_names
 
 FILE = """
 [cnn]

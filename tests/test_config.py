@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.checking import known_names
 from harness.config import (
     Known,
     RunConfig,
@@ -32,7 +33,6 @@ from harness.config import (
     to_yaml,
 )
 from harness.errors import ConfigError
-from harness.experiment import known_names
 
 ROOT = Path(__file__).parents[1]
 KNOWN = Known(criteria=frozenset({"taylor", "l1", "random"}), data=frozenset({"digits"}),

@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 
+from harness.accounting import accounts
 from harness.checkpoint import save_pruned
 from harness.cli import main
 from harness.engine.surgery import cut
 from harness.engine.tracing import trace
-from harness.experiment import accounts
 
 Harness = Callable[..., tuple[int, str, str]]
 MACS = 87_712  # by hand in test_agent

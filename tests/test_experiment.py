@@ -11,24 +11,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness import train as training
+from harness.accounting import describe
+from harness.checking import check_pruning, known_names
 from harness.cli import cli
 from harness.config import RunConfig
 from harness.data import DATASETS
 from harness.engine.criteria import CRITERIA
 from harness.errors import ConfigError, GraphError, ModelError
-from harness.experiment import (
-    Experiment,
-    check_pruning,
-    describe,
-    known_names,
-    load_data,
-    network,
-    settings_of,
-)
+from harness.experiment import Experiment
+from harness.loading import load_data, network
 from harness.models import MODELS
 from harness.store import FolderStore, NoStore, Store
 from harness.trajectories import Path as Walked
 from harness.trajectories import Stage, walk
+from harness.translation import settings_of
 
 
 def opened(store: Store | None = None, **changes: Any) -> Experiment:

@@ -21,6 +21,8 @@ FLOORS: tuple[frozenset[str], ...] = (
                "console", "models", "data", "engine"}),
     frozenset({"checkpoint", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
+    frozenset({"loading", "translation"}),
+    frozenset({"accounting", "checking"}),
     frozenset({"compare", "experiment", "journal"}),
     frozenset({"sweep", "data_verb", "sparse_run", "sensitivity_run"}),
     frozenset({"cli"}),

@@ -6,9 +6,10 @@ from pydantic import ValidationError
 
 from harness.config import RunConfig
 from harness.engine.floors import Floors
-from harness.experiment import Experiment, settings_of
+from harness.experiment import Experiment
 from harness.settings import Prune, mistakes
 from harness.store import NoStore
+from harness.translation import settings_of
 
 
 def test_every_way_of_choosing_reaches_the_trajectory() -> None:

@@ -14,9 +14,10 @@ import harness
 from harness.engine.criteria import CRITERIA, criterion_of
 from harness.engine.graph import Plan
 from harness.errors import ConfigError, HarnessError
-from harness.experiment import Training, settings_of
+from harness.experiment import Training
 from harness.store import FolderStore, NoStore, Store
 from harness.trajectories import Lab, Path, Settings, Stage, Step, walk
+from harness.translation import settings_of
 
 
 @dataclass

@@ -9,12 +9,13 @@ import pytest
 import tiny
 from PIL import Image
 
+from harness.checking import known_names
 from harness.cli import main
 from harness.config import Known, load_run
 from harness.console import QuietScreen
 from harness.data import Data
 from harness.errors import ConfigError
-from harness.experiment import Experiment, known_names
+from harness.experiment import Experiment
 from harness.sensitivity_run import SensitivityRun, run_sensitivity
 from harness.store import NoStore
 from harness.tracking import MemoryRun, MemoryTracker

@@ -7,9 +7,9 @@ import pytest
 import tiny
 from optuna.trial import TrialState
 
+from harness.checking import known_names
 from harness.config import Known, every_file, find, load_study
 from harness.data import DATASETS
-from harness.experiment import known_names
 from harness.sweep.ledger import ordinal_of
 
 KNOWN = Known(**known_names())

@@ -12,8 +12,8 @@ from harness.config import run_from_text
 from harness.console import count, percent
 from harness.errors import StudyError, unknown
 from harness.evaluate import latencies
-from harness.experiment import load_data, network
 from harness.export import SUFFIXES, check_format, export
+from harness.loading import load_data, network
 from harness.runtime import settle
 from harness.sweep.outcome import Outcome
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from contextlib import suppress
 
+from harness.checking import check_pruning
 from harness.config import Study, differences, identity
 from harness.console import Screen
 from harness.errors import HandedBack
-from harness.experiment import check_pruning
 from harness.sweep.agent import Agent
 from harness.sweep.bookkeeping import Stopwatch
 from harness.sweep.claims import holding

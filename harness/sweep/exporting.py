@@ -6,8 +6,8 @@ from pathlib import Path
 from harness.config import to_yaml
 from harness.console import count, percent
 from harness.evaluate import evaluate
-from harness.experiment import load_data, network
 from harness.export import SUFFIXES, check_format, export
+from harness.loading import load_data, network
 from harness.sweep.champion import Report
 from harness.sweep.networks import Reference, Shelf
 

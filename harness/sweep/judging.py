@@ -15,7 +15,8 @@ from harness.data import Data
 from harness.engine.cost import Cost
 from harness.errors import StoreError, StudyError
 from harness.evaluate import Report, report
-from harness.experiment import Experiment, network, stages
+from harness.experiment import Experiment, stages
+from harness.loading import network
 from harness.sweep.controls import controls_of
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.place import Place

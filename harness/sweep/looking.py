@@ -14,8 +14,8 @@ from harness.config import RunConfig
 from harness.console import Screen, percent
 from harness.data import Data
 from harness.errors import ConfigError, HarnessError, unknown
-from harness.experiment import load_data
 from harness.journal import ending
+from harness.loading import load_data
 from harness.runtime import device_of, settle
 from harness.store import write_whole
 from harness.sweep.networks import Reference, Shelf

@@ -20,8 +20,9 @@ from harness.config import RunConfig, run_from_text
 from harness.data import Data
 from harness.engine.pruner import ignoring
 from harness.errors import ConfigError, StudyError, unknown
-from harness.experiment import Experiment, network, stages
+from harness.experiment import Experiment, stages
 from harness.graphs import traced
+from harness.loading import network
 from harness.sweep.champion import outcome_of
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.place import Place

@@ -202,8 +202,7 @@ class _Spots:
 
     def __post_init__(self) -> None:
         stage, whole = self.experiment.baseline, self.experiment.whole
-        self._paid = self.experiment.training_flops(
-            self.experiment.trained, self.experiment.config.baseline, len(self.experiment.data.train))
+        self._paid = self.experiment.baseline_flops
         self.baseline = Spot(0, stage.accuracy, whole.flops, 1.0, whole.filters, stage.accuracy,
                              float(stage.facts["latency_ms"]), self._paid)
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.checking import check_pruning
 from harness.config import RunConfig, fingerprint, flat, short, to_yaml
 from harness.console import Screen, TrialLine, count, percent
 from harness.engine.ledger import Ledger
-from harness.experiment import Experiment, check_pruning, stages
+from harness.experiment import Experiment, stages
 from harness.journal import Journal, ending
 from harness.runtime import facts, memory_let_go
 from harness.sweep.pictures import FOLDER, Pruned, of_run

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune as library
 
+from harness.checking import known_names
 from harness.config import Known, load_run
 from harness.engine.inventory import sparsity
 from harness.engine.selection import select_ratios
@@ -25,7 +26,6 @@ from harness.engine.sparsity import (
 )
 from harness.engine.tracing import trace
 from harness.errors import ConfigError, ModelError, TrainingError
-from harness.experiment import known_names
 from harness.models import build
 from harness.train import Recipe, Score, train
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.console import QuietScreen
 from harness.errors import ConfigError, HarnessError
-from harness.experiment import load_data
+from harness.loading import load_data
 from harness.sweep.exporting import export_network
 from harness.sweep.looking import Asked, compare_views
 from harness.sweep.networks import Reference, Shelf, references
