@@ -24,6 +24,7 @@ from harness.analysis.ink import (
     percent_axis,
     photo,
 )
+from harness.evaluate import ious
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,8 +60,7 @@ class Judgement:
     @property
     def iou(self) -> Tensor:
         """(K,) intersection over union; NaN of a class that is neither there nor predicted."""
-        right = self.confusion.diagonal()
-        return right / (self.confusion.sum(1) + self.confusion.sum(0) - right)
+        return ious(self.confusion)
 
     @property
     def calibration_error(self) -> float:
