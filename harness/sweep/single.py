@@ -78,7 +78,8 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
     rows.append(["final", f"{trial.last.percentage:.1f} %", "-", percent(trial.final.accuracy),
                  percent(share), count(trial.last.params), str(trial.last.filters),
                  "yes" if trial.final.reused else "no"])
-    notes = [f"test accuracy, read once: baseline {percent(tests['baseline'])}, "
+    notes = [f"accuracy is {experiment.data.measure}, on validation",
+             f"test accuracy, read once: baseline {percent(tests['baseline'])}, "
              f"pruned {percent(tests['pruned'])}",
              *(f"never cut: {g} ({why})" for g, why in experiment.frozen.items()), *album.told,
              f"pictures: {home / FOLDER / identity}"]
