@@ -19,7 +19,7 @@ from harness.engine.surgery import cut
 from harness.engine.tracing import trace
 from harness.errors import ConfigError, ModelError, UnknownName
 from harness.models import build
-from harness.models.weights import adopt, digest_of, freeze, take_over, unfreeze
+from harness.models.weights import adopt, digest_of, take_over
 
 torch.set_num_threads(1)
 
@@ -460,7 +460,7 @@ def test_ritnet_answers_for_every_pixel_of_odd_sizes_too(height: int, width: int
         assert net(torch.zeros(1, 1, height, width)).shape == (1, 3, height, width)
 
 
-# --- weights that are taken over, or may not learn -----------------------------------------------
+# --- weights that are taken over -----------------------------------------------------------------
 
 
 @pytest.mark.rows("R001")
@@ -484,34 +484,6 @@ def test_weights_of_a_stranger_are_refused() -> None:
     with pytest.raises(ModelError, match="no weight fits this CifarResNet.*conv1.weight"):
         adopt(net, small("vgg11").state_dict())
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
-
-
-@pytest.mark.rows("R006")
-def test_a_frozen_part_learns_no_more_until_it_is_unfrozen() -> None:
-    """One step of an optimiser over what wants gradients moves the head alone."""
-    net = small("vgg11")
-    freeze(net, ["features"])
-    assert {n for n, p in net.named_parameters() if p.requires_grad} == {
-        "classifier.weight", "classifier.bias"}
-    before = {n: p.detach().clone() for n, p in net.named_parameters()}
-    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
-    net(torch.ones(2, 1, 32, 32)).pow(2).sum().backward()
-    optimizer.step()
-    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
-    assert "classifier.bias" in moved
-    assert not any(n.startswith("features") for n in moved)
-    unfreeze(net)
-    assert all(p.requires_grad for p in net.parameters())
-
-
-def test_a_part_that_does_not_exist_cannot_be_frozen() -> None:
-    net = small("vgg11")
-    with pytest.raises(UnknownName, match="unknown module 'feature'. Nearest: features"):
-        freeze(net, ["classifier", "feature"])
-    assert all(p.requires_grad for p in net.parameters())
-
-
-# --- torchvision by name -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "size"), [("alexnet", 224), ("densenet121", 64),

@@ -1,6 +1,6 @@
-"""What of a network's weights is taken over from another, and what of them may learn."""
+"""What of a network's weights is taken over from another."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness.errors import ModelError, UnknownName, unknown
+from harness.errors import ModelError
 from harness.settings import TORCHVISION
 
 
@@ -112,32 +112,3 @@ def adopt(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
     return tuple(name for name in own if name not in fitting)
-
-
-def freeze(model: nn.Module, names: Iterable[str]) -> None:
-    """The parameters of these modules learn no more: train() gives them to no optimiser.
-
-    Statistics of batch norms are no parameters: in train mode they go on moving.
-    Raises: UnknownName, nothing touched, for a module that the model does not have.
-    """
-    for module in _modules(model, names):
-        module.requires_grad_(False)
-
-
-def unfreeze(model: nn.Module, names: Iterable[str] = ("",)) -> None:
-    """The parameters of these modules, or of the whole network, learn again.
-
-    Do so before channels are weighed: a frozen part gives no gradients to weigh by.
-    Raises: UnknownName, nothing touched, for a module that the model does not have.
-    """
-    for module in _modules(model, names):
-        module.requires_grad_(True)
-
-
-def _modules(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    known = dict(model.named_modules(remove_duplicate=False))
-    asked = list(names)
-    wrong = [unknown("module", name, known.keys() - {""}) for name in asked if name not in known]
-    if wrong:
-        raise UnknownName("; ".join(wrong))
-    return [known[name] for name in asked]

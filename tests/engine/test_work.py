@@ -15,7 +15,6 @@ from harness.engine.cost import Work
 from harness.engine.surgery import cut
 from harness.engine.tracing import trace
 from harness.engine.work import gradients, work
-from harness.models.weights import freeze
 
 
 def run_macs(model: nn.Module, example: tuple[torch.Tensor, ...]) -> float:
@@ -87,7 +86,7 @@ def test_the_parts_of_training_by_hand() -> None:
 def test_a_frozen_part_costs_no_gradients() -> None:
     """With frozen features a step is their forward, and the head without input gradient."""
     model, example, graph = traced(nets.chain)
-    freeze(model, ["0"])
+    model.get_submodule("0").requires_grad_(False)
     found = work(graph, gradients(model, example))
     assert found.training_macs == run_macs(model, example)
     last = graph.cost().layers[-1].macs
