@@ -399,6 +399,7 @@ def compare(runs: Sequence[str], out: str | None) -> None:
     found, console = side_by_side(tracking.written(None, runs)), Console()
     console.table(found.title, found.columns, found.rows, found.notes)
     if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(out), page_of(found).encode())
         console.say(f"wrote {out}")
 
@@ -569,7 +570,7 @@ def report(name: str, storage: str | None, home: str | None) -> None:
     path, told = report_study(name, place, lambda study: _tracker(study, place.home))
     for note in told:
         console.warn(note)
-    console.say(str(path))
+    click.echo(path)
 
 
 @cli.command()

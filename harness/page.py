@@ -15,7 +15,7 @@ from typing import NewType
 Html = NewType("Html", str)
 
 NOTHING = "-"
-PIXELS_OF_A_PICTURE = 1.6  # to one of the page: pictures are drawn with 150 to the inch, it has 96
+PIXELS_OF_A_PICTURE = 1.3  # to one of the page: sharp, and letters as large as the text's
 
 # Even a piece that were wrong could load nothing: the browser is told to refuse.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -55,7 +55,8 @@ summary { cursor: pointer; font-weight: 600; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; font-size: .85rem;
   line-height: 1.4; }
 code { font-family: ui-monospace, "Liberation Mono", monospace; }
-@media (max-width: 40rem) { body { padding: .6rem .8rem 3rem; } h1 { font-size: 1.4rem; } }
+@media (max-width: 40rem) { body { padding: .6rem .8rem 3rem; } h1 { font-size: 1.4rem; }
+  figure img { max-width: 34rem; } }
 @media print {
   body { max-width: none; font-size: 10.5pt; padding: 0; }
   nav { display: none; }
@@ -140,16 +141,21 @@ def picture(png: bytes, caption: str, *, name: str, csv: bytes = b"") -> Html:
     name: of the file of numbers.
     """
     width, height = (round(n / PIXELS_OF_A_PICTURE) for n in struct.unpack(">II", png[16:24]))
-    numbers = (f' <a download="{escape(name)}.csv" href="{_data("text/csv", csv)}">Its numbers as '
-               "CSV.</a>" if csv else "")
-    return Html(f"<figure><figcaption>{escape(caption)}{numbers}</figcaption>"
+    numbers = f" {_download(f'{name}.csv', 'text/csv', csv, 'Its numbers as CSV.')}" if csv else ""
+    return Html(f'<figure><figcaption>{escape(caption)}{numbers}</figcaption><div class="wide">'
                 f'<img src="{_data("image/png", png)}" alt="{escape(caption)}" width="{width}" '
-                f'height="{height}"></figure>')
+                f'height="{height}"></div></figure>')
 
 
 def code(words: str) -> Html:
     """Commands, or a file, as they are typed."""
     return Html(f"<pre><code>{escape(words)}</code></pre>")
+
+
+def file(name: str, words: str) -> Html:
+    """A text file, to read and to save under its name."""
+    return Html(f"<p>{_download(name, 'text/plain', words.encode(), f'Save {name}')}</p>"
+                f"{code(words)}")
 
 
 def folded(summary: str, *pieces: Html) -> Html:
@@ -165,6 +171,10 @@ def _class(kind: str) -> str:
     return f' class="{kind}"' if kind else ""
 
 
+def _download(name: str, kind: str, content: bytes, words: str) -> str:
+    return f'<a download="{escape(name)}" href="{_data(kind, content)}">{escape(words)}</a>'
+
+
 def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{b64encode(content).decode('ascii')}"
 
@@ -178,9 +188,11 @@ def _cell(value: object) -> str:
 
 
 def _side(cells: Sequence[object]) -> str:
-    """Numbers stand right, long texts get room."""
-    said = [str(c) for c in cells if c is not None and not isinstance(c, Bar) and str(c) not in (
-        "", NOTHING)]
-    if said and all(c[0].isdigit() or (c[0] in "+-" and c[1:2].isdigit()) for c in said):
+    """Numbers stand right, also where there is none; long texts get room; bars stand left."""
+    shown = [NOTHING if c is None else str(c) for c in cells]
+    said = [c for c in shown if c not in ("", NOTHING)]
+    if any(isinstance(c, Bar) for c in cells):
+        return ""
+    if (said or NOTHING in shown) and all(c.lstrip("+-")[:1].isdigit() for c in said):
         return "number"
     return "words" if max(map(len, said), default=0) > 30 else ""

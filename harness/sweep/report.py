@@ -33,6 +33,7 @@ def write(outcome: Outcome, ledger: Ledger | None, home: Path) -> Path:
     study, run = (_text(folder / name) for name in (STUDY_FILE, RUN_FILE))
     trials, results = (ledger.originals(), ledger.results()) if ledger else ([], [])
     left = Left(outcome, trials, results, study, run, files)
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / REPORT, report_page(left).encode())
     return folder / REPORT
 

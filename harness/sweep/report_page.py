@@ -1,9 +1,11 @@
 """What the report of a study says, section by section, as a person would tell it."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import isnan
+from textwrap import shorten
 
 from optuna.trial import FrozenTrial
 
@@ -16,7 +18,7 @@ from harness.sweep import telling
 from harness.sweep.bookkeeping import PARTS
 from harness.sweep.controls import AGAIN
 from harness.sweep.ledger import ordinal_of
-from harness.sweep.outcome import Outcome
+from harness.sweep.outcome import LayerKept, Outcome
 from harness.sweep.results import Result
 from harness.sweep.runs import named
 
@@ -94,7 +96,7 @@ def report_page(left: Left) -> str:
         ("The front against the controls", list(_front(left))),
         ("The champion, layer by layer", list(_layers(left))),
         ("Who is hurt", left.pictures(HARM)),
-        ("What was never cut, and why", list(_frozen(outcome))),
+        ("What was never cut, and why", list(_frozen(left))),
         ("Cost and savings", list(_cost(left))),
         ("More pictures", left.pictures(left.others)),
         ("How to reproduce it", list(_again(left))),
@@ -108,7 +110,7 @@ def _answer(outcome: Outcome) -> Iterator[Html]:
         yield page.text("No network that was tried fits what was asked for. The nearest stand in "
                         "the front below.")
         return
-    yield page.table(["", "baseline", "champion", "what is left"], [
+    yield page.table(["", "baseline", "champion", "against the baseline"], [
         ["accuracy (validation)", percent(whole.accuracy), percent(best.accuracy),
          _change(best.accuracy, whole.accuracy)],
         ["accuracy (test)", percent(whole.test_accuracy), percent(best.test_accuracy),
@@ -118,7 +120,7 @@ def _answer(outcome: Outcome) -> Iterator[Html]:
         *([title, count(old), count(new), percent(new / old)] for title, old, new in (
             ("parameters", whole.params, best.params), ("filters", whole.filters, best.filters)))])
     yield page.text("How sure is that?")
-    yield page.points([*(_capital(text) + "." for text in outcome.verdict), *_doubts(outcome)])
+    yield page.points([*outcome.verdict, *_doubts(outcome)])
 
 
 def _doubts(outcome: Outcome) -> Iterator[str]:
@@ -164,23 +166,37 @@ def _layers(left: Left) -> Iterator[Html]:
     else:
         yield page.table(
             ["layer", "filters", "kept", "", "parameters", "kept", "FLOPs per picture", "kept"],
-            [[x.layer, x.filters, x.filters_kept,
-              Bar(x.filters_kept / max(1, x.filters), f"{x.filters_kept / max(1, x.filters):.0%}"),
-              count(x.params), count(x.params_kept), count(FLOPS_PER_MAC * x.macs),
-              count(FLOPS_PER_MAC * x.macs_kept)] for x in outcome.layers],
-            notes=["layers that multiply; filters of a fully connected layer are its outputs. "
-                   "Norms have the width of the layer before them"])
+            [[x.layer, *_widths(x), count(x.params), count(x.params_kept),
+              count(FLOPS_PER_MAC * x.macs), count(FLOPS_PER_MAC * x.macs_kept)]
+             for x in outcome.layers],
+            notes=["layers that multiply; filters are those of convolutions. Norms have the width "
+                   "of the layer before them"])
     yield from left.pictures(BY_LAYER)
 
 
-def _frozen(outcome: Outcome) -> Iterator[Html]:
-    if not outcome.frozen:
+def _widths(layer: LayerKept) -> list[object]:
+    """Filters, those that are kept, and their share."""
+    if not layer.filters:
+        return [None, None, None]
+    share = layer.filters_kept / layer.filters
+    return [layer.filters, layer.filters_kept, Bar(share, f"{100 * share:.0f} %")]
+
+
+def _frozen(left: Left) -> Iterator[Html]:
+    outcome = left.outcome
+    if outcome.frozen:
+        yield page.table(["layer", "why"], list(outcome.frozen.items()))
+        yield page.text("All other layers could give channels, down to the minimum that "
+                        "prune.floors sets.")
+    else:
         yield page.text("Nothing: every layer could give channels."
                         if outcome.environment else EARLIER)
-        return
-    yield page.text("All other layers could give channels, down to the minimum that "
-                    "prune.floors sets.")
-    yield page.table(["layer", "why"], list(outcome.frozen.items()))
+    for trial, result in left.results:
+        if outcome.champion and outcome.champion.name == f"trial {ordinal_of(trial)}":
+            why, _, each = result.reason.partition(": ")
+            yield page.text(f"The champion's trial ended because: {why}.")
+            if each:
+                yield page.folded("What held every layer then", page.points(each.split("; ")))
 
 
 def _cost(left: Left) -> Iterator[Html]:
@@ -220,10 +236,15 @@ def _trials(left: Left) -> Html:
             marked.append(len(rows))
         rows.append([number, *(settings.get(name) for name in names), state,
                      *([percent(result.last.accuracy), percent(result.last.macs / macs),
-                        result.steps, result.reason] if result else
-                       [None, None, None, trial.user_attrs.get("reason")])])
+                        result.steps, _brief(result.reason)] if result else
+                       [None, None, None, _brief(str(trial.user_attrs.get("reason", "")))])])
     return page.table(["trial", *names, "state", "accuracy", "FLOPs", "steps", "ended because"],
                       rows, marked=marked)
+
+
+def _brief(reason: str) -> str:
+    """Whole reasons stand in the runs: they name every layer."""
+    return shorten(reason, 70, placeholder=" ...")
 
 
 def _again(left: Left) -> Iterator[Html]:
@@ -231,13 +252,13 @@ def _again(left: Left) -> Iterator[Html]:
     if not (left.study and left.run):
         yield page.text(f"Settings of the study: {EARLIER}")
     else:
-        yield page.text(f"Save the two files below as {outcome.study}.study.yaml and "
-                        f"{outcome.study}.config.yaml. They have every setting, with profile and "
+        study, run = f"{outcome.study}.study.yaml", f"{outcome.study}.config.yaml"
+        yield page.text("Save the two files below. They have every setting, with profile and "
                         f"overrides worked in, so that this is {outcome.study_id} again:")
-        yield page.code(f"python -m harness study {outcome.study}.study.yaml "
-                        f"--config {outcome.study}.config.yaml")
-        yield page.folded("study.yaml: the question, and what is searched", page.code(left.study))
-        yield page.folded("config.yaml: the run that is varied", page.code(left.run))
+        yield page.code(shlex.join(["python", "-m", "harness", "study", study, "--config", run]))
+        yield page.folded(f"{study}: the question, and what is searched",
+                          page.file(study, left.study))
+        yield page.folded(f"{run}: the run that is varied", page.file(run, left.run))
     if outcome.champion is not None:
         yield page.text(f"Where it was run, the trials are compared with: python -m harness ui; "
                         "the champion is written to a file with: python -m harness export --study "
@@ -270,7 +291,3 @@ def _table(sheet: Sheet, title: str, marked: Sequence[int]) -> Html:
 
 def _change(new: float | None, old: float | None) -> str | None:
     return None if new is None or old is None else f"{100 * (new - old):+.2f} points"
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
