@@ -59,11 +59,12 @@ code { font-family: ui-monospace, "Liberation Mono", monospace; }
   figure img { max-width: 34rem; } }
 @media print {
   body { max-width: none; font-size: 10.5pt; padding: 0; }
-  nav { display: none; }
+  nav, a[download] { display: none; }
   h2, caption, figcaption { break-after: avoid; }
   figure, tr { break-inside: avoid; }
   .wide, pre { overflow: visible; }
   pre { white-space: pre-wrap; }
+  details pre { columns: 2; }
   table { font-size: 8.5pt; }
   td.words { min-width: 0; }
   .bar, .bar i, tr.marked td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }

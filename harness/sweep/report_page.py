@@ -275,7 +275,7 @@ def _environment(outcome: Outcome) -> Iterator[Html]:
         return
     yield page.table(["what", "value"], [
         [_plain(name), value] for name, value in sorted(outcome.environment.items())
-        if name not in HIDDEN])
+        if name not in HIDDEN], notes=["of the process that ended the study"])
 
 
 def _plain(name: str) -> str:

@@ -85,7 +85,6 @@ def seen(folder: Path) -> Seen:
     return Seen((folder / REPORT).read_text())
 
 
-@pytest.mark.rows("R130")
 def test_every_number_of_the_final_table_stands_in_the_report(whole: Whole, seen: Seen) -> None:
     assert len(whole.outcome.rows) > 3
     for row in whole.outcome.rows:
@@ -139,7 +138,6 @@ def test_numbers_behind_a_picture_can_be_saved_from_the_page(folder: Path, seen:
         assert saved[file.name] == file.read_bytes()
 
 
-@pytest.mark.rows("R139")
 def test_the_files_and_the_command_of_a_report_are_the_study_again(
         whole: Whole, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command, study, run = seen.codes
