@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import os
 import signal
 import sys
@@ -385,18 +384,24 @@ def criteria(config: str | None, sample: int | None, batches: int | None,
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True)
-def compare(runs: Sequence[str]) -> None:
+@click.option("--out", callback=_given, metavar="FILE", help="Write a page, FILE.html, too.")
+def compare(runs: Sequence[str], out: str | None) -> None:
     """Show runs of MLflow side by side: what came out, and which settings differ.
 
     RUNS are ids, or their beginnings, or STUDY/NAME, quoted.
     Example: harness compare "vgg16_budget/baseline" "vgg16_budget/trial 3"
     """
     from harness import tracking
-    from harness.compare import side_by_side
+    from harness.compare import page_of, side_by_side
     from harness.console import Console
+    from harness.store import write_whole
 
-    found = side_by_side(tracking.written(None, runs))
-    Console().table(found.title, found.columns, found.rows, found.notes)
+    found, console = side_by_side(tracking.written(None, runs)), Console()
+    console.table(found.title, found.columns, found.rows, found.notes)
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(out), page_of(found).encode())
+        console.say(f"wrote {out}")
 
 
 @cli.command("import-adapt")
@@ -546,6 +551,26 @@ def status(name: str, profile: str | None, config: str | None, storage: str | No
     loaded = _load_study(name, profile, config, overrides, None)
     state = progress(loaded, _place(home, storage, lease))
     Console().table(state.title, state.columns, state.rows, state.notes)
+
+
+@cli.command()
+@click.argument("name", metavar="STUDY")
+@click.option("--storage", callback=_given, metavar="URL", help="Where it is kept.")
+@_home
+def report(name: str, storage: str | None, home: str | None) -> None:
+    """Write what a finished study found as one page that opens from disk; print its path.
+
+    STUDY is a study's name (the latest of it), or its id. Nothing is trained.
+    Example: harness report vgg16_budget
+    """
+    from harness.console import Console
+    from harness.sweep.report import report_study
+
+    console, place = Console(), _place(home, storage, None)
+    path, told = report_study(name, place, lambda study: _tracker(study, place.home))
+    for note in told:
+        console.warn(note)
+    click.echo(path)
 
 
 @cli.command()
@@ -753,64 +778,25 @@ def _tracker(experiment: str, home: Path) -> Any:
 
 
 def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> None:
-    from harness.console import count, percent
+    from harness.console import percent
+    from harness.sweep import telling
 
-    rows = []
-    for row in outcome.rows:
-        if row.role != "control":
-            settings = ", ".join(f"{k} {v}" for k, v in row.settings.items())
-            rows.append([row.role, row.name, percent(row.accuracy), percent(row.test_accuracy),
-                         percent(row.share), count(row.params), str(row.filters), settings])
     at = f" --home {home}" if home else ""
-    best = outcome.champion
+    best, found = outcome.champion, telling.networks(outcome)
     notes = [
         f"The champion is {outcome.question}." if best else f"Looked for: {outcome.question}.",
-        f"accuracy is {outcome.measure}, on validation; the test split was read for baseline and "
-        "champion alone. FLOPs are of the baseline's.",
-        f"front: hypervolume {outcome.hypervolume:.4f}, area under the accuracy-FLOPs curve from "
-        f"1 % to all FLOPs {outcome.curve_area:.4f} (1 would be perfect)",
-        f"{outcome.settings_finished} settings; {outcome.epochs_run} epochs of retraining and "
-        f"fine-tuning, a sweep without sharing would have run {outcome.epochs_naive} "
-        f"({outcome.saved:.2f}x; {outcome.saved_with_baselines:.2f}x with a baseline each).",
+        *found.notes, telling.effort(outcome),
         f"bookkeeping (MLflow, Optuna, stage store, pictures) took "
-        f"{percent(outcome.bookkeeping['bookkeeping_share'])} of the agents' time so far."]
-    notes += list(outcome.notes)
+        f"{percent(outcome.bookkeeping['bookkeeping_share'])} of the agents' time so far.",
+        *(f"never cut: {group} ({why})" for group, why in outcome.frozen.items()), *outcome.notes]
     if best is not None:
         notes.append(f"champion's weights: sha256 {outcome.weights[:16]}")
     notes.append(f"compare the trials:  python -m harness ui{at}")
+    notes.append(f"all of it as a page: python -m harness report {outcome.study_id}{at}")
     if best is not None:
         notes.append("export the champion: python -m harness export --study "
                      f"{outcome.study_id}{at} --format onnx --out champion.onnx")
-    console.table(outcome.study_id, ["", "network", "accuracy", "test", "FLOPs", "parameters",
-                                     "filters", "settings"], rows, notes)
-    _print_comparison(console, outcome)
-
-
-def _print_comparison(console: "Console", outcome: "Outcome") -> None:
-    """The champion's settings against the controls, and what one can say of it."""
-    from harness.console import percent
-    from harness.sweep.controls import AGAIN
-
-    if outcome.champion is None or not outcome.comparisons:
-        return
-    rows = [["champion", "1", percent(outcome.champion.accuracy), None,
-             percent(outcome.champion.share), None]]
-    for versus in outcome.comparisons:
-        found, is_again = versus.difference, versus.name == AGAIN
-        rows.append(["champion, again" if is_again else versus.name, str(found.pairs),
-                     percent(versus.mean), _points(versus.spread), percent(versus.share),
-                     None if is_again else f"{100 * found.mean:+.2f}{_error(found.error)}"])
-    notes = list(outcome.verdict)
-    if outcome.replicates:
-        notes.append("The champion was chosen for its accuracy, and luck with it: compared are its "
-                     "settings run again, each time on a new baseline that the controls share.")
-    console.table(f"{outcome.study_id} against its controls", [
-        "", "runs", "accuracy", "spread", "FLOPs", "champion's advantage"], rows, notes)
-
-
-def _points(share: float) -> str | None:
-    return None if math.isnan(share) else f"{100 * share:.2f}"
-
-
-def _error(share: float) -> str:
-    return "" if math.isnan(share) else f" ± {100 * share:.2f}"
+    console.table(found.title, found.columns, found.rows, notes)
+    versus = telling.against(outcome)
+    if versus is not None:
+        console.table(versus.title, versus.columns, versus.rows, versus.notes)

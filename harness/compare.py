@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from harness import page
 from harness.analysis.costs import Sheet
 from harness.console import count, percent
 from harness.tracking import Written
@@ -35,3 +36,9 @@ def side_by_side(runs: Sequence[Written]) -> Sheet:
              "far as it came"]
     return Sheet("runs side by side", ["", *(f"{run.name} ({run.run_id[:8]})" for run in runs)],
                  rows, notes)
+
+
+def page_of(sheet: Sheet) -> str:
+    """The comparison as an HTML page that opens from disk."""
+    return page.page(sheet.title, [page.text(note, "small") for note in sheet.notes],
+                     [("Results and settings", [page.table(sheet.columns, sheet.rows)])])

@@ -17,13 +17,13 @@ import pytest
 import tiny
 import torch
 
-from harness import __version__
+from harness import __version__, tracking
 from harness import cli as command_line
 from harness import train as training
 from harness.cli import cli, main
 from harness.sweep import conclude, supervisor
 from harness.sweep.outcome import Outcome
-from harness.tracking import MemoryTracker, MlflowTracker
+from harness.tracking import MemoryTracker, MlflowTracker, Written
 
 STUDY = tiny.study(trials=2, controls=["l1"], profiles={"smoke": {"trials": 1}})
 TESTS = Path(tiny.__file__).parent
@@ -482,8 +482,8 @@ VERBS = sorted(cli.commands)
 @pytest.mark.rows("R130")
 def test_these_are_the_verbs() -> None:
     assert VERBS == ["agent", "baseline", "channels", "check", "compare", "cost", "criteria",
-                     "data", "evaluate", "export", "gradcam", "import-adapt", "run", "sensitivity",
-                     "sparsify", "status", "study", "ui"]
+                     "data", "evaluate", "export", "gradcam", "import-adapt", "report", "run",
+                     "sensitivity", "sparsify", "status", "study", "ui"]
 
 
 @pytest.mark.rows("R130")
@@ -536,6 +536,30 @@ def test_networks_are_compared_from_the_command_line(harness: Harness, place: Pa
     assert code == 0
     assert "whole.pt2" in out
     assert harness("gradcam", "tiny")[0] == 1
+
+
+def test_a_report_is_written_once_a_study_is_finished(harness: Harness, place: Path) -> None:
+    code, out, err = harness("report", "tiny")
+    assert code == 1
+    assert "finished study" in err
+    assert harness("study", "tiny")[0] == 0
+    code, out, err = harness("report", "tiny", "--home", "runs")
+    assert code == 0, err
+    assert (place / out.strip()).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_runs_are_compared_on_a_page(harness: Harness, place: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Written(n * 8, n, "trial", "s", "FINISHED", {"lr": n}, {"final_val_accuracy": 0.5})
+            for n in ("<i>one", "other")]
+    monkeypatch.setattr(tracking, "written", lambda *_: runs)
+    code, _, err = harness("compare", "a", "b", "--out", "side.html")
+    assert code == 0
+    assert "wrote side.html" in err
+    page = (place / "side.html").read_text()
+    assert page.count("50.00 %") == 2
+    assert "&lt;i&gt;one" in page
+    assert "<i>" not in page
 
 
 @pytest.mark.rows("R110")

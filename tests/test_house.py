@@ -13,7 +13,7 @@ ROOT = Path(harness.__file__).parent
 
 # Bottom up; a room imports from lower floors alone, and rooms of one floor are strangers.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "labels"}),
+    frozenset({"errors", "labels", "page"}),
     frozenset({"adapt_file", "augment", "dimensions", "distillation", "losses", "plugins",
                "schedules"}),
     frozenset({"settings"}),

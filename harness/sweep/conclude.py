@@ -13,21 +13,25 @@ from harness.analysis.pareto import curve_area, front, hypervolume
 from harness.checkpoint import save_pruned
 from harness.comparison_view import build
 from harness.config import Study, short, to_yaml
-from harness.console import percent
 from harness.engine.cost import Cost
+from harness.errors import StoreError, TrackingError
 from harness.experiment import stages
 from harness.journal import Journal
+from harness.runtime import facts
 from harness.store import write_whole
 from harness.sweep.agent import Agent
 from harness.sweep.bookkeeping import metrics as costs_of
 from harness.sweep.claims import holding
 from harness.sweep.controls import AGAIN, Control, Controls
 from harness.sweep.ledger import Ledger, ordinal_of
-from harness.sweep.outcome import Outcome, Row
+from harness.sweep.outcome import LayerKept, Outcome, Row
 from harness.sweep.pictures import FOLDER, of_study
+from harness.sweep.report import RUN_FILE, STUDY_FILE
+from harness.sweep.report import keep as keep_report
 from harness.sweep.results import Effort, Final, Result, effort_of
 from harness.sweep.runs import named
 from harness.sweep.space import Space
+from harness.sweep.telling import answer
 from harness.sweep.verdict import Versus, compared, sentence
 from harness.sweep.verdict import metrics as comparison_metrics
 from harness.trajectories import Stage
@@ -60,6 +64,7 @@ def conclude(agent: Agent) -> Outcome:
         outcome = finished(agent.ledger, agent.study)
         if outcome is None:
             outcome = _outcome(agent, results, by_ordinal, champion, controls)
+            _report(agent, outcome)
             agent.ledger.set("outcome", outcome.as_json())  # last: now the study is finished
         agent.runs.reap()
         return outcome
@@ -111,7 +116,9 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
         seconds=sum(r.seconds for r in walked), bookkeeping=costs_of(agent.ledger),
         experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
         checkpoint=checkpoint, weights=weights, notes=tuple(notes),
-        measure=agent.experiment.data.measure)
+        measure=agent.experiment.data.measure, val_examples=len(agent.experiment.chosen.val),
+        layers=_layers(agent, champion), frozen=dict(agent.experiment.frozen),
+        environment=facts(agent.experiment.device))
     _write(agent, outcome, effort)
     return outcome
 
@@ -132,6 +139,17 @@ def _draw(agent: Agent, results: list[tuple[FrozenTrial, Result]], controls: lis
                          (champion.ordinal, champion.final) if champion else None)
         album.keep(agent.home / "studies" / agent.study_id / FOLDER, agent.tracker, agent.run_id)
     return album.told
+
+
+def _layers(agent: Agent, champion: Found | None) -> tuple[LayerKept, ...]:
+    """Those that multiply: norms and activations follow them."""
+    if champion is None:
+        return ()
+    whole = agent.experiment.whole
+    kept = {x.layer: x for x in agent.experiment.cost(_stage(agent, champion).plan).layers}
+    return tuple(LayerKept(x.layer, x.filters, kept[x.layer].filters, x.params,
+                           kept[x.layer].params, x.macs, kept[x.layer].macs)
+                 for x in whole.layers if x.macs and x.layer in kept)
 
 
 def _verdict(agent: Agent, champion: Found | None, found: Iterable[Versus]) -> tuple[str, ...]:
@@ -276,10 +294,8 @@ def _final_row(agent: Agent, role: str, name: str, settings: Mapping[str, Any], 
 
 
 def _notes(agent: Agent) -> list[str]:
-    notes = [f"never cut: {g} ({why})" for g, why in agent.experiment.frozen.items()]
-    failed = [t for t in agent.ledger.originals() if "reason" in t.user_attrs]
-    notes += [f"trial {ordinal_of(t)} failed: {t.user_attrs['reason']}" for t in failed]
-    return notes
+    return [f"trial {ordinal_of(t)} failed: {t.user_attrs['reason']}"
+            for t in agent.ledger.originals() if "reason" in t.user_attrs]
 
 
 def _view(agent: Agent) -> str:
@@ -315,20 +331,26 @@ def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
                                           "champion.model": outcome.model})
     folder = Path(agent.home) / "studies" / agent.study_id
     folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / STUDY_FILE, to_yaml(agent.study.config).encode())
+    write_whole(folder / RUN_FILE, to_yaml(agent.study.base).encode())
     write_whole(folder / "outcome.json", json.dumps(outcome.as_json(), indent=1).encode())
+
+
+def _report(agent: Agent, outcome: Outcome) -> None:
+    """A mistake in the report must not cost the study that it is of."""
+    with agent.watch.on("pictures"):
+        try:
+            keep_report(outcome, agent.ledger, agent.home, agent.tracker)
+        except (StoreError, TrackingError):
+            raise
+        except Exception as error:
+            agent.screen.message(f"the report was not written: {type(error).__name__}: {error}; "
+                                 f"harness report {agent.study_id} tries again")
 
 
 def _description(outcome: Outcome) -> str:
     """What MLflow's page of the study shows first. Markdown."""
-    best, whole = outcome.champion, outcome.baseline
-    answer = "No network was found that could be chosen."
-    if best is not None:
-        settings = ", ".join(f"{name} {value}" for name, value in best.settings.items())
-        answer = (f"{best.name}, step {best.step}: accuracy {percent(best.accuracy)} on validation "
-                  f"({percent(best.test_accuracy)} on the test split) with {percent(best.share)} "
-                  f"of the FLOPs; the baseline has {percent(whole.accuracy)} "
-                  f"({percent(whole.test_accuracy)}). Settings: {settings}.")
-    lines = [f"**Asked for:** {outcome.question}.", f"**Found:** {answer}",
+    lines = [f"**Asked for:** {outcome.question}.", f"**Found:** {answer(outcome)}",
              f"Accuracy here is {outcome.measure}.",
              "\n".join(f"- {text}" for text in outcome.verdict)]
     return "\n\n".join(line for line in lines if line)

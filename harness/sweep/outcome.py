@@ -2,7 +2,7 @@
 asked for again."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.sweep.verdict import Versus
@@ -32,11 +32,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class LayerKept:
+    """A layer that multiplies, in the baseline and in the champion. macs: per example."""
+
+    layer: str
+    filters: int
+    filters_kept: int
+    params: int
+    params_kept: int
+    macs: int
+    macs_kept: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished study. `weights`: checksum of the champion's weights, for comparing two runs.
 
     question: what it was asked for, in words. is_exhausted: there are no more settings to try.
-    measure: what accuracy is, in words.
+    measure: what accuracy is, in words; val_examples: on how many it is measured.
+    layers: of the champion; frozen: group -> why it is never cut; environment: versions, machine.
+    These are empty of studies that an earlier version ended.
     comparisons: the champion's settings against each control; verdict: a sentence on each.
     hypervolume, curve_area: of all its networks, see `analysis.pareto`. bookkeeping: what writing
     down has cost the agents, see `sweep.bookkeeping.metrics`.
@@ -68,6 +83,10 @@ class Outcome:
     weights: str
     notes: tuple[str, ...] = ()
     measure: str = "top-1 accuracy"
+    val_examples: int = 0
+    layers: tuple[LayerKept, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def champion(self) -> Row | None:
@@ -84,5 +103,6 @@ class Outcome:
     def from_json(cls, facts: Mapping[str, Any]) -> "Outcome":
         rows = tuple(Row(**row) for row in facts["rows"])
         return cls(**{**facts, "rows": rows, "notes": tuple(facts["notes"]),
+                      "layers": tuple(LayerKept(**x) for x in facts.get("layers", ())),
                       "verdict": tuple(facts["verdict"]),
                       "comparisons": tuple(map(Versus.from_json, facts["comparisons"]))})
