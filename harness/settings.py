@@ -403,7 +403,7 @@ class Sparsify(Section):
 class RunConfig(Section):
     """One run: data, network, training, pruning."""
 
-    without_effect = frozenset({"name"})
+    without_effect = frozenset({"name", "pictures"})
 
     name: Name = "run"
     """Name of the run; the file's, if not given."""
@@ -419,6 +419,8 @@ class RunConfig(Section):
     """How pictures lie in memory."""
     autocast: Literal["none", "bf16", "fp16"] = "none"
     """Precision of the forward pass in training."""
+    pictures: bool = True
+    """Draw what a run or a study found, at its end; it takes some seconds."""
     data: Data = Data()
     """What is learned."""
     model: Model = Model()

@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("name", "profile"), SMOKES)
 def test_a_study_runs_to_its_end_in_its_smoke_profile(name: str, profile: str, home: Path,
                                                       ) -> None:
-    study = load_study(name, profile=profile, known=KNOWN)
+    study = load_study(name, profile=profile, overrides=["pictures=false"], known=KNOWN)
     machine = tiny.Machine(home)
     outcome, _ = machine.conduct(study)
     trials = machine.ledger(study).trials()

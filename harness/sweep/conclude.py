@@ -134,6 +134,8 @@ def _controls(agent: Agent, champion: Found | None) -> list[Control]:
 def _draw(agent: Agent, results: list[tuple[FrozenTrial, Result]], controls: list[Control],
           champion: Found | None) -> list[str]:
     """The study's pictures. Returns what could not be drawn, and why."""
+    if not agent.study.base.pictures:
+        return []
     with agent.watch.on("pictures"):
         album = of_study(agent.experiment, agent.question, results, controls, agent.ledger.study,
                          (champion.ordinal, champion.final) if champion else None)

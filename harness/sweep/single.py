@@ -65,9 +65,12 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
                           name="pruned", labels=experiment.data.labels)
         tracker.set_tags(run_id, {"stop_reason": trial.reason[:4000]})
         result = result_of(trial, time.perf_counter() - start)
-        album = of_run(experiment, result, Pruned("pruned", trial.final,
-                                                  [step.plan for step in trial.steps]))
-        album.keep(home / FOLDER / identity, tracker, run_id)
+        drawn = []
+        if config.pictures:
+            album = of_run(experiment, result, Pruned("pruned", trial.final,
+                                                      [step.plan for step in trial.steps]))
+            album.keep(home / FOLDER / identity, tracker, run_id)
+            drawn = [*album.told, f"pictures: {home / FOLDER / identity}"]
     share = trial.last.macs / experiment.whole.macs
     screen.trial_done(TrialLine(0, "trial", {}, "finished" if trial.reached else "stopped",
                                 trial.final.accuracy, share, result.reused, len(result.epochs),
@@ -81,8 +84,7 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
     notes = [f"accuracy is {experiment.data.measure}, on validation",
              f"test accuracy, read once: baseline {percent(tests['baseline'])}, "
              f"pruned {percent(tests['pruned'])}",
-             *(f"never cut: {g} ({why})" for g, why in experiment.frozen.items()), *album.told,
-             f"pictures: {home / FOLDER / identity}"]
+             *(f"never cut: {g} ({why})" for g, why in experiment.frozen.items()), *drawn]
     return Single(trial.reason, ["step", "removed", "accuracy cut", "accuracy", "FLOPs",
                                  "parameters", "filters", "reused"], rows, notes,
                   trial.last.ledger)

@@ -34,7 +34,7 @@ class Whole:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     torch.set_num_threads(1)
-    study = tiny.study(trials=4)
+    study = tiny.study(trials=4, base=tiny.run(pictures=True))
     found = Whole(study, Machine(tmp_path_factory.mktemp("whole")))
     walk, train, read, begin = (Experiment.trial, training.train, Data.read_test,
                                 Experiment.__init__)

@@ -183,7 +183,8 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing_but_itself(
 
     monkeypatch.setattr("harness.analysis.layer_pictures.kept_channels", broken)
     machine = tiny.Machine(tmp_path)
-    outcome, _ = machine.conduct(tiny.study(trials=1, controls=[], budget={"flops": 0.9}))
+    outcome, _ = machine.conduct(tiny.study(
+        trials=1, controls=[], budget={"flops": 0.9}, base=tiny.run(pictures=True)))
     told = [note for note in outcome.notes if "not drawn" in note]
     assert told == ["the picture kept_channels was not drawn: ValueError: no ink"]
     assert (tmp_path / "studies" / outcome.study_id / "pictures" / "l1_norms.png").exists()
