@@ -47,8 +47,7 @@ def run(**changes: Any) -> RunConfig:
     """The run that `study` varies; changes by dotted path, a dot written as two underscores."""
     epoch = {"epochs": 1, "lr": 0.1, "batch_size": 32}
     base = RunConfig.model_validate({
-        "name": "tiny", "device": "cpu", "pictures": False,
-        "data": {"name": "tiny:digits", "size": 8},
+        "name": "tiny", "device": "cpu", "data": {"name": "tiny:digits", "size": 8},
         "model": {"name": "tiny:net"}, "baseline": {**epoch, "epochs": 3}, "retrain": epoch,
         "finetune": epoch, "prune": {"filters_per_step": 9, "percentage": 60, "certify": False}})
     return apply(base, {path.replace("__", "."): value for path, value in changes.items()})

@@ -347,7 +347,9 @@ def plain(found: Sensitivity) -> dict[str, Any]:
                "drop_points": [_known(d) for d in found.drops(c)]} for c in found.curves]
     for curve in curves:
         del curve["reused"]
-    return {**asdict(replace(found, curves=())), "curves": curves}
+    facts = asdict(replace(found, curves=()))
+    facts["baseline"] = {name: _known(value) for name, value in facts["baseline"].items()}
+    return {**facts, "curves": curves}
 
 
 def as_rows(found: Sensitivity) -> str:
