@@ -290,8 +290,9 @@ def evaluate(name: str, pruned: str | None, classes: str | None, with_test: bool
              overrides: Sequence[str], home: str | None) -> None:
     """Judge networks that are there already; nothing is trained.
 
-    NAME is a run: its baseline, and a --pruned file; or a study: every trial and control. Top-1,
-    top-5, loss, mean IoU, by class too; all of it as CSV in the home.
+    NAME is a study: every trial and control; or a run: its baseline, and a --pruned file (of one
+    name for both it is the study; a path says which). Top-1, top-5, loss, mean IoU, by class too;
+    all of it as CSV in the home.
     Example: harness evaluate adapt_subsets --classes 3,5,8
     """
     from harness.config import Study, check_file
@@ -299,7 +300,7 @@ def evaluate(name: str, pruned: str | None, classes: str | None, with_test: bool
     from harness.sweep import judging
 
     root, named = _home_of(home), classes.split(",") if classes else []
-    if isinstance(check_file(name, known=_known()), Study):
+    if isinstance(check_file(_study_first(name), known=_known()), Study):
         loaded = _load_study(name, profile, config, overrides, None)
         found = judging.judge_study(loaded, _place(home, storage, None), named, with_test=with_test)
     else:
@@ -722,6 +723,17 @@ def _list_criteria() -> None:
              (c.score.__doc__ or "").splitlines()[0]] for name, c in CRITERIA.items()]
     Console().table("criteria", ["name", "needs", "normalized by", "options", "what"], rows, [
         "a person's own: package.module:function; prune.flops_penalty goes on top of any."])
+
+
+def _study_first(name: str) -> str:
+    """The file of the study of this name, where there is a run of the same name too."""
+    from harness.config import find
+    from harness.errors import ConfigError
+
+    try:
+        return str(find("studies", name))
+    except ConfigError:
+        return name
 
 
 def _forecast(console: "Console", asked: Any, home: Path) -> None:

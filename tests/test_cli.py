@@ -569,3 +569,17 @@ def test_the_channels_that_would_go_are_printed_as_json(harness: Harness) -> Non
     found = json.loads(out)
     assert list(found) == ["25", "50"]
     assert found["50"]["prunePerc"] == pytest.approx(50, abs=100 / 36)
+
+
+@pytest.mark.rows("R090")
+def test_of_one_name_for_a_run_and_a_study_the_study_is_judged(harness: Harness, place: Path,
+                                                               ) -> None:
+    assert harness("study", "tiny")[0] == 0
+    code, out, _ = harness("evaluate", "tiny")
+    assert code == 0
+    assert "trial 0" in out
+    assert "control l1" in out
+    code, out, _ = harness("evaluate", "configs/tiny.yaml")
+    assert code == 0
+    assert "trial 0" not in out
+    assert (place / "runs" / "evaluations" / "tiny.csv").exists()
