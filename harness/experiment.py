@@ -447,7 +447,7 @@ class Experiment:
         data = islice(self._work(self.config).batches(), num_batches)
         stage = self.baseline
         return compare(self.model(stage), self._lab.graph, stage.plan, data,
-                       nn.functional.cross_entropy, criteria, num_channels=num_channels,
+                       Mixture(terms_of(self.config)).at(0), criteria, num_channels=num_channels,
                        share=self.config.prune.percentage / 100, seed=self.config.seed)
 
     def sparsified(self) -> Sparse:
@@ -485,11 +485,11 @@ class Experiment:
                     rule: str = "count", flops: float | None = None,
                     ) -> tuple[Sensitivity, Suggestion | None]:
         """Of the baseline's layers, on validation; with flops, ratios that leave such a share."""
-        stage, lab, watcher = self.baseline, self._lab, self.watcher
+        stage, lab, watcher = self.baseline, self.lab(self.config), self.watcher
         scores = lab.scores(stage, self._settings)
         measured = Sensitivities(
-            self.model(stage), lab.graph, stage.plan, self.data.val, store=self.store,
-            identity={"data": self.data.fingerprint, "bits": self._root["bits"],
+            self.model(stage), lab.graph, stage.plan, self.chosen.val, store=self.store,
+            identity={"data": self.chosen.fingerprint, "bits": self._root["bits"],
                       "memory_format": self.config.memory_format},
             told=watcher.epoch if watcher else lambda done, total, text: None)
         found = measured.measure(ratios, scores=scores, criterion=self.config.prune.criterion,

@@ -23,12 +23,10 @@ from harness.analysis.sensitivity import (
 )
 from harness.analysis.sensitivity_plots import heat_map, lines
 from harness.checking import check_pruning
-from harness.config import RunConfig, apply, fingerprint, flat, short, to_yaml
+from harness.config import RunConfig, apply, to_yaml
 from harness.console import Screen, percent
-from harness.experiment import Experiment, stages
-from harness.journal import ending
-from harness.runtime import facts
 from harness.store import write_whole
+from harness.tracked import tracked
 from harness.tracking import Tracker
 
 
@@ -52,15 +50,8 @@ def run_sensitivity(config: RunConfig, home: Path, open_tracker: Callable[[], Tr
     check_pruning(config)
     checked(ratios, kinds, rule)
     check_flops(flops, kinds)
-    tracker = open_tracker()
-    identity = f"{config.name}-{fingerprint(config)}"
-    run_id = tracker.open_run(name=f"sensitivity {identity}", role="sensitivity", study=identity,
-                              params={short(path): value for path, value in flat(config).items()})
-    with ending(tracker, run_id):
-        tracker.log_text(run_id, to_yaml(config), "config.yaml")
-        experiment = Experiment(config, stages(home, say=screen.message), screen)
-        tracker.set_tags(run_id, facts(experiment.device))
-        screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
+    with tracked(config, "sensitivity", home, open_tracker, screen) as run:
+        tracker, run_id, experiment = run.tracker, run.run_id, run.experiment
         screen.step(0, "sensitivity", 0.0)
         found, plan = experiment.sensitivity(ratios, kinds=kinds, rule=rule, flops=flops)
         reused = sum(curve.reused for curve in found.curves)

@@ -17,16 +17,16 @@ from harness.analysis.costs import Sheet
 from harness.analysis.sparse_sizes import Sizes, sizes
 from harness.checking import check_pruning
 from harness.checkpoint import state_of
-from harness.config import RunConfig, fingerprint, flat, short, to_yaml
+from harness.config import RunConfig
 from harness.console import Screen, percent
 from harness.engine.inventory import sparsity
 from harness.engine.sparsity import Zeros, weights_of, zeros_of
 from harness.errors import ConfigError
 from harness.evaluate import Latency, latencies
-from harness.experiment import Experiment, Sparse, stages
-from harness.journal import Journal, ending
-from harness.runtime import facts
+from harness.experiment import Experiment, Sparse
+from harness.journal import Journal
 from harness.store import write_whole
+from harness.tracked import tracked
 from harness.tracking import Tracker
 from harness.trajectories import Stage, Step
 
@@ -55,15 +55,8 @@ def run_sparse(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker
         raise ConfigError(f"{config.name}: nothing is to become zero. Set sparsify.amount=0.5, a "
                           "share of every layer's weights, or shares by module in "
                           "sparsify.layers.")
-    tracker = open_tracker()
-    identity = f"{config.name}-{fingerprint(config)}"
-    run_id = tracker.open_run(name=f"sparse {identity}", role="sparse", study=identity,
-                              params={short(path): value for path, value in flat(config).items()})
-    with ending(tracker, run_id):
-        tracker.log_text(run_id, to_yaml(config), "config.yaml")
-        experiment = Experiment(config, stages(home, say=screen.message), screen)
-        tracker.set_tags(run_id, facts(experiment.device))
-        screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
+    with tracked(config, "sparse", home, open_tracker, screen) as run:
+        tracker, run_id, experiment = run.tracker, run.run_id, run.experiment
         found = _found(experiment)
         _curves(Journal(tracker, run_id, experiment.whole), found)
         tracker.log_json(run_id, found.as_json(), "sparsity.json")

@@ -48,14 +48,19 @@ def recipe_of(config: RunConfig, name: str) -> training.Recipe:
     given["milestones"] = tuple((epoch, rate) for epoch, rate in given["milestones"])
     given["freeze"] = tuple(given["freeze"])
     if name != "baseline":
-        given["lessons"] = Lessons(**{**config.distill.model_dump(),
-                                      "layers": tuple(config.distill.layers)})
+        given["lessons"] = _lessons_of(config)
     return training.Recipe(**given, terms=terms_of(config))
 
 
 def terms_of(config: RunConfig) -> Terms:
-    """What is added to the cross-entropy."""
-    return Terms(**config.loss.model_dump())
+    """What is added to the cross-entropy; without any, always the same: stages are shared."""
+    terms = Terms(**config.loss.model_dump())
+    return terms if terms.are_of_pixels else training.PLAIN
+
+
+def _lessons_of(config: RunConfig) -> Lessons:
+    lessons = Lessons(**{**config.distill.model_dump(), "layers": tuple(config.distill.layers)})
+    return lessons if lessons.are_given else training.ALONE
 
 
 def floors_of(config: RunConfig) -> Floors:

@@ -183,6 +183,14 @@ def test_lessons_change_the_retraining_and_not_the_baseline() -> None:
                                               other.final.tensors.values()))
 
 
+def test_what_has_no_weight_makes_no_other_stage() -> None:
+    """A ladder over the temperature of lessons that are not given trains once."""
+    one, other = opened(), opened(distill__temperature=3.0, loss__edge_width=9)
+    first, second = (e.trial(e.config).final.key for e in (one, other))
+    assert first == second
+    assert opened(distill__weight=1.0).trial(tiny.run(distill__weight=1.0)).final.key != first
+
+
 @pytest.mark.parametrize(("changes", "told"), [
     ({"loss.dice": 1.0}, "loss.dice: for data whose pixels have classes"),
     ({"baseline.freeze": ["nine"]}, "baseline.freeze: .*nine"),
@@ -238,3 +246,11 @@ def test_which_classes_cannot_be_searched(tmp_path: Any) -> None:
         "config: vgg16_digits\nspace:\n  adapt.classes: ['1', '2']\n")
     with pytest.raises(ConfigError, match="accuracies on different classes cannot be compared"):
         load_study(str(tmp_path / "s.yaml"), known=Known(**known_names()))
+
+
+@pytest.mark.rows("R095")
+def test_sensitivity_is_judged_by_the_chosen_classes_like_all_else() -> None:
+    experiment = opened(adapt__classes=FEW, prune__criterion="l1")
+    found, _ = experiment.sensitivity([0.5])
+    assert found.baseline.accuracy == pytest.approx(experiment.baseline.accuracy)
+    assert found.examples == len(few(*pair(experiment.data))[1])

@@ -24,6 +24,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"loading", "translation"}),
     frozenset({"accounting", "checking"}),
     frozenset({"compare", "experiment", "journal"}),
+    frozenset({"tracked"}),
     frozenset({"sweep", "data_verb", "sparse_run", "sensitivity_run"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

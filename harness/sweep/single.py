@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.checking import check_pruning
-from harness.config import RunConfig, fingerprint, flat, short, to_yaml
+from harness.config import RunConfig
 from harness.console import Screen, TrialLine, count, percent
 from harness.engine.ledger import Ledger
-from harness.experiment import Experiment, stages
-from harness.journal import Journal, ending
-from harness.runtime import facts, memory_let_go
+from harness.journal import Journal
+from harness.runtime import memory_let_go
 from harness.sweep.pictures import FOLDER, Pruned, of_run
 from harness.sweep.results import result_of
+from harness.tracked import identity_of, tracked
 from harness.tracking import Tracker
 
 
@@ -36,17 +36,8 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
     """
     check_pruning(config)
     start = time.perf_counter()
-    tracker = open_tracker()
-    identity = f"{config.name}-{fingerprint(config)}"
-    run_id = tracker.open_run(name=identity, role="run", study=identity,
-                              params={short(path): value for path, value in flat(config).items()})
-    with ending(tracker, run_id):
-        tracker.log_text(run_id, to_yaml(config), "config.yaml")
-        screen.study(identity, 0, 1)
-        experiment = Experiment(config, stages(home, say=screen.message), screen)
-        tracker.set_tags(run_id, facts(experiment.device))
-        with memory_let_go():
-            screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
+    with tracked(config, "run", home, open_tracker, screen) as run:
+        tracker, run_id, experiment = run.tracker, run.run_id, run.experiment
         screen.trial(0, {}, config.prune.percentage)
         journal = Journal(tracker, run_id, experiment.whole)
         with memory_let_go():
@@ -69,8 +60,9 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
         if config.pictures:
             album = of_run(experiment, result, Pruned("pruned", trial.final,
                                                       [step.plan for step in trial.steps]))
-            album.keep(home / FOLDER / identity, tracker, run_id)
-            drawn = [*album.told, f"pictures: {home / FOLDER / identity}"]
+            folder = home / FOLDER / identity_of(config)
+            album.keep(folder, tracker, run_id)
+            drawn = [*album.told, f"pictures: {folder}"]
     share = trial.last.macs / experiment.whole.macs
     screen.trial_done(TrialLine(0, "trial", {}, "finished" if trial.reached else "stopped",
                                 trial.final.accuracy, share, result.reused, len(result.epochs),
