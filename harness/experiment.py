@@ -45,6 +45,7 @@ from harness.evaluate import evaluate, latencies
 from harness.loading import digest_of_source, load_data, model_facts, started
 from harness.losses import Mixture
 from harness.models.weights import digest_of
+from harness.rounding import rounded_up
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
 from harness.store import FolderStore, Hold, Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Stage, Step, walk, would_go
@@ -401,6 +402,28 @@ class Experiment:
         return Trial([step], {1: stage}, "trained from scratch", True,
                      spent={stage.key: self.training_flops(stage, self.config.baseline,
                                                            len(work.data.train))})
+
+    def rounded(self, config: RunConfig, steps: Sequence[Stage], to: int) -> Trial:
+        """A trial's widths rounded up to multiples of `to`, retrained as its last step was.
+
+        steps: the stages of its trajectory as far as the network goes, see `rounded_up`. With
+        nothing to round the trial has the one step that there was.
+        """
+        lab = self.lab(config)
+        settings = settings_of(config)
+        parent, plan = rounded_up(lab.graph, steps, lambda stage: lab.scores(stage, settings), to)
+        is_done = plan == steps[-1].plan
+        if self.watcher:
+            self.watcher.step(1, f"widths in multiples of {to}", 0.0)
+        stage = steps[-1] if is_done else lab.step(parent, plan, settings)
+        cost = self._lab.graph.cost(plan)
+        step = Step(1, 100 * (1 - cost.filters / self.whole.filters),
+                    float(stage.facts["accuracy_cut"]), stage.accuracy, cost, {}, stage,
+                    pruned=self.removed(plan))
+        finals = {1: self.finetune(lab, config, step)}
+        return Trial([step], finals, "all widths are multiples already" if is_done else
+                     f"widths rounded up to multiples of {to}", True,
+                     spent=self._spent(config, [step], finals))
 
     @staticmethod
     def _first(steps: Sequence[Step], is_candidate: Callable[[Step], bool] | None) -> list[Step]:

@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
                "console", "models", "data", "engine"}),
     frozenset({"checkpoint", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
-    frozenset({"loading", "translation"}),
+    frozenset({"loading", "rounding", "translation"}),
     frozenset({"accounting", "checking"}),
     frozenset({"compare", "experiment", "journal"}),
     frozenset({"tracked"}),
