@@ -301,8 +301,11 @@ class Experiment:
                ) -> dict[str, int]:
         seen = len(self._work(config).data.train)
         spent = {s.key: self.training_flops(s, config.finetune, seen) for s in finals.values()}
-        return spent | {s.stage.key: self.training_flops(s.stage, config.retrain, seen)
-                        for s in steps if s.number or s.stage.facts.get("is_prepared")}
+        spent |= {s.stage.key: self.training_flops(s.stage, config.retrain, seen)
+                  for s in steps if s.number}
+        before = config.retrain.model_copy(update={"updates": None})  # see `start`
+        return spent | {s.stage.key: self.training_flops(s.stage, before, seen) for s in steps
+                        if s.stage.facts.get("is_prepared")}
 
     def plan(self, key: str) -> Plan | None:
         """What a stage kept, if the store still has it; its weights are not read."""

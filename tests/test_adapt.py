@@ -133,6 +133,15 @@ def test_the_first_cut_comes_when_the_gap_opens_or_at_the_latest_time(
     assert start.key != whole.key
 
 
+def test_epochs_before_the_first_cut_are_whole_though_retraining_counts_updates() -> None:
+    experiment = opened(adapt__epochs=2, retrain__updates=1)
+    trial = experiment.trial(experiment.config)
+    first, second = (trial.spent[step.stage.key] for step in trial.steps[:2])
+    whole = experiment.work(trial.steps[0].plan).training_flops
+    assert first == 2 * len(experiment.data.train) * whole
+    assert second == 32 * experiment.work(trial.steps[1].plan).training_flops
+
+
 @pytest.mark.rows("R071")
 def test_without_after_last_the_step_that_meets_the_target_is_not_retrained() -> None:
     usual, ipads = opened(finetune__epochs=0), opened(finetune__epochs=0, retrain__after_last=False)

@@ -143,7 +143,7 @@ def _in_detail(album: Album, experiment: Experiment, pruned: Pruned) -> None:
     album.add("l1_norms", lambda: by_layer.l1_norms(
         before, after, experiment.kept_filters(pruned.stage.plan), names=names))
     album.add("first_filters", lambda: _first_filters(experiment, pruned, names))
-    data = experiment.data
+    data = experiment.chosen
     with album.attempt("of who is hurt"):
         first, last = (judge(m, data.val.inputs, data.val.targets, data.num_classes)
                        for m in (model, small))
