@@ -106,7 +106,8 @@ class Training:
     """The configured training as `Work`: what a trajectory asks for.
 
     judged_by: whose validation split says what a network is worth, if not the data's own.
-    teacher: gives the network that lessons come from, where it runs.
+    teacher: gives the network that lessons come from, where it runs. whole: the network before any
+    cut, whatever its weights, beside which latencies are measured.
     """
 
     config: RunConfig
@@ -114,6 +115,7 @@ class Training:
     watcher: Watcher | None = None
     judged_by: Data | None = None
     teacher: Callable[[], nn.Module] | None = None
+    whole: Callable[[], nn.Module] | None = None
     identity: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -167,9 +169,15 @@ class Training:
         pairs = list(zip(split.inputs[:count].split(size), split.targets[:count].split(size)))
         yield from pairs[-1:] if prune.ranking_data == "last_batch" else pairs
 
-    def latency(self, model: nn.Module) -> float:
-        """Milliseconds of one forward of one picture: the median of ten."""
-        return latencies({"": model}, self.data.val.inputs[:1], rounds=10)[""].median_ms
+    def latency(self, model: nn.Module) -> dict[str, float]:
+        """latency_ms of one forward of one picture, and latency_share of the whole network's.
+
+        Medians of ten, the two taking turns, so that a busy machine hurts both.
+        """
+        models = {"": model, **({"whole": self.whole()} if self.whole else {})}
+        found = {name: each.median_ms for name, each in
+                 latencies(models, self.data.val.inputs[:1], rounds=10).items()}
+        return {"latency_ms": found[""], "latency_share": found[""] / found.get("whole", found[""])}
 
 
 class Experiment:
@@ -246,9 +254,15 @@ class Experiment:
     def _work(self, config: RunConfig) -> Training:
         """Training as a trial has it, after the baseline."""
         if not config.adapt.classes:
-            return Training(config, self.data, self.watcher, teacher=self._teacher)
+            return Training(config, self.data, self.watcher, teacher=self._teacher,
+                            whole=lambda: self._beside)
         data = self.data if config.adapt.train_on == "all" else self.chosen
-        return Training(config, data, self.watcher, self.chosen, self._teacher)
+        return Training(config, data, self.watcher, self.chosen, self._teacher,
+                        lambda: self._beside)
+
+    @cached_property
+    def _beside(self) -> nn.Module:
+        return self.place(copy.deepcopy(self.template)).eval()
 
     def _teacher(self) -> nn.Module:
         return self._lab.model(self.trained)

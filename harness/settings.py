@@ -469,8 +469,24 @@ class RunConfig(Section):
 
 
 class Budget(Section):
-    flops: PartOfWhole = 0.1
-    """Share of the baseline's FLOPs that the best network may have; of a `budget` study."""
+    flops: PartOfWhole | None = 0.1
+    """Share of the baseline's FLOPs that the best network may have, of a `budget` study; null, or
+    left out where latency is given: any."""
+    latency: PartOfWhole | None = None
+    """Share of the baseline's latency, one picture at a time, the two measured in turns."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _latency_alone(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("latency") is not None:
+            return {"flops": None, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> "Budget":
+        if self.flops is None and self.latency is None:
+            raise ValueError("name the FLOPs or the latency that the best network may have")
+        return self
 
 
 class Constraints(Section):
@@ -480,6 +496,8 @@ class Constraints(Section):
     """Share of the baseline's FLOPs."""
     params: PartOfWhole | None = None
     """Share of the baseline's parameters."""
+    latency: PartOfWhole | None = None
+    """Share of the baseline's latency, see budget."""
     accuracy: Share | None = None
     """Least accuracy on validation."""
 
@@ -584,6 +602,9 @@ class StudyConfig(Section):
     """What the best network may cost."""
     constraints: Constraints = Constraints()
     """What it must hold besides."""
+    cost: Literal["flops", "latency"] = "flops"
+    """What a pareto study trades accuracy for, and by which a network is the cheaper of two;
+    latency is as in budget. Controls always have the champion's FLOPs."""
     tolerance: Share = 0.01
     """Accuracy below the baseline's that the champion of a kind without a budget may have."""
     search: Search = Search()

@@ -83,14 +83,17 @@ class EpochRow:
 
 
 class Work(Protocol):
-    """What a trajectory asks of whoever owns the data and the training."""
+    """What a trajectory asks of whoever owns the data and the training.
+
+    latency: latency_ms of one picture, and whatever else was measured with it.
+    """
 
     identity: Mapping[str, Any]  # goes into the key of every stage that training makes
 
     def retrain(self, model: nn.Module, seed: int, observe: Observe) -> list[EpochRow]: ...
     def evaluate(self, model: nn.Module) -> tuple[float, float]: ...
     def batches(self) -> Iterable[Batch]: ...
-    def latency(self, model: nn.Module) -> float: ...
+    def latency(self, model: nn.Module) -> Mapping[str, float]: ...
 
 
 class Watcher(Protocol):
@@ -480,7 +483,7 @@ class Lab:
             accuracy, loss = self.work.evaluate(model)
         facts = {"kept": plan.as_json(), "accuracy": accuracy, "loss": loss,
                  "accuracy_cut": accuracy, "epochs": [asdict(r) for r in rows],
-                 "latency_ms": self.work.latency(model), "seconds": time.perf_counter() - start,
+                 **self.work.latency(model), "seconds": time.perf_counter() - start,
                  "made_ms": int(1000 * time.time()), **extra}
         tensors = {f"model/{n}": t for n, t in state_of(model).items()}
         return Record(facts, {**tensors, **gathered.tensors()})
@@ -712,8 +715,8 @@ class _OwnWork:
     def batches(self) -> Iterable[Batch]:
         return self.given
 
-    def latency(self, model: nn.Module) -> float:
-        return float("nan")
+    def latency(self, model: nn.Module) -> Mapping[str, float]:
+        return {"latency_ms": float("nan")}
 
 
 def trajectory(model: nn.Module, example: Example, *, train: Callable[[nn.Module], object],

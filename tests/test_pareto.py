@@ -49,5 +49,5 @@ def test_a_perfect_network_fills_everything_and_none_fills_nothing() -> None:
 
 def test_the_front_is_the_cheapest_first_and_of_equals_the_first() -> None:
     points = [(3, 0.9, "a"), (1, 0.5, "b"), (1, 0.5, "c"), (2, 0.5, "d"), (2, 0.7, "e")]
-    kept = front(points, accuracy=lambda p: p[1], macs=lambda p: p[0])
+    kept = front(points, accuracy=lambda p: p[1], cost=lambda p: p[0])
     assert [name for _, _, name in kept] == ["b", "e", "a"]

@@ -75,8 +75,8 @@ class Work:
     def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         return [pictures()]
 
-    def latency(self, model: nn.Module) -> float:
-        return 1.0
+    def latency(self, model: nn.Module) -> Mapping[str, float]:
+        return {"latency_ms": 1.0}
 
 
 def lab(store: Store, work: Work) -> tuple[Lab, Stage]:

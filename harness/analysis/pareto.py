@@ -9,12 +9,12 @@ T = TypeVar("T")
 LEAST_SHARE = 0.01  # where a curve's area begins
 
 
-def front(points: Sequence[T], *, accuracy: Callable[[T], float], macs: Callable[[T], float],
+def front(points: Sequence[T], *, accuracy: Callable[[T], float], cost: Callable[[T], float],
           ) -> list[T]:
     """The points that no other equals or beats in both, cheapest first; of equals, the first."""
     best = float("-inf")
     kept = []
-    for point in sorted(points, key=lambda p: (macs(p), -accuracy(p))):
+    for point in sorted(points, key=lambda p: (cost(p), -accuracy(p))):
         if accuracy(point) > best:
             best = accuracy(point)
             kept.append(point)
@@ -61,4 +61,4 @@ def _slice(one: tuple[float, float], other: tuple[float, float], start: float) -
 
 
 def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    return front(list(points), accuracy=lambda p: p[1], macs=lambda p: p[0])
+    return front(list(points), accuracy=lambda p: p[1], cost=lambda p: p[0])

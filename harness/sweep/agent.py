@@ -281,7 +281,7 @@ class Agent:
             return [p for _, result in self.ledger.results() for p in result.curve if p.step]
 
         told = self.ledger.again(trial).intermediate_values
-        return stop_of(self.study.config, trial, told, self.experiment.whole.macs, others)
+        return stop_of(self.question, trial, told, others)
 
     def walk(self, run_id: str, config: RunConfig, claim: Claim, *, macs: int | None = None,
              experiment: Experiment | None = None, stop: Stop = lambda point: "") -> Trial:
@@ -309,7 +309,7 @@ class Agent:
 
     def _is_candidate(self, step: Step) -> bool:
         question = self.question
-        return question.limits_cost and question.affords(step.macs, step.params)
+        return question.limits_cost and question.affords(point_of(step))
 
     def rewalked(self, settings: Settings) -> Trial:
         """A trial that ended, walked again from what the store has of it."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
         stage = _stage(agent, champion)
         checkpoint, weights = _keep(agent, champion, stage)
         rows.append(_champion_row(agent, champion, stage))
-    members = _front(by_ordinal.values(), results)
+    members = _front(by_ordinal.values(), results, agent.question.price)
     model = _log_models(agent, members, champion)
     rows += [_row(agent, "front", f) for f in members if champion is None or f != champion]
     rows += [_control_row(agent, control) for control in controls if control.result]
@@ -163,13 +163,14 @@ def _verdict(agent: Agent, champion: Found | None, found: Iterable[Versus]) -> t
                  if versus.name != AGAIN)
 
 
-def _front(trials: Any, results: list[tuple[Any, Result]]) -> list[Found]:
+def _front(trials: Any, results: list[tuple[Any, Result]],
+           price: Callable[[Final], float]) -> list[Found]:
     by_ordinal = {f.ordinal: f for f in trials}
     every = []
     for trial, result in results:
         base = by_ordinal[ordinal_of(trial)]
         every += [Found(base.ordinal, base.settings, base.run_id, final) for final in result.finals]
-    return front(every, accuracy=lambda f: f.final.accuracy, macs=lambda f: f.final.macs)
+    return front(every, accuracy=lambda f: f.final.accuracy, cost=lambda f: price(f.final))
 
 
 def _stage(agent: Agent, found: Found) -> Stage:
@@ -260,7 +261,8 @@ def _baseline_row(agent: Agent) -> Row:
     journal = Journal(agent.tracker, run_id, whole)
     journal.summary({"final_test_accuracy": test}, int(stage.facts["made_ms"]))
     return Row("baseline", "baseline", {}, 0, stage.accuracy, 1.0, whole.macs, whole.params,
-               whole.filters, 0.0, stage.key, run_id, test)
+               whole.filters, 0.0, stage.key, run_id, test,
+               1.0 if agent.question.is_about_latency else None)
 
 
 def _champion_row(agent: Agent, champion: Found, stage: Stage) -> Row:
@@ -292,7 +294,8 @@ def _final_row(agent: Agent, role: str, name: str, settings: Mapping[str, Any], 
                run_id: str, test: float | None) -> Row:
     whole: Cost = agent.experiment.whole
     return Row(role, name, named(settings), final.step, final.accuracy, final.macs / whole.macs,
-               final.macs, final.params, final.filters, final.percentage, final.key, run_id, test)
+               final.macs, final.params, final.filters, final.percentage, final.key, run_id, test,
+               final.latency_share if agent.question.is_about_latency else None)
 
 
 def _notes(agent: Agent) -> list[str]:

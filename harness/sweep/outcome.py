@@ -13,7 +13,8 @@ class Row:
     """One network of the final table.
 
     role: baseline, champion, front or control. accuracy: on validation, in [0, 1]; test_accuracy:
-    read once, for the baseline and the champion alone. share: of the baseline's FLOPs.
+    read once, for the baseline and the champion alone. share: of the baseline's FLOPs;
+    latency_share: of its latency, in studies that ask for it.
     """
 
     role: str
@@ -29,6 +30,7 @@ class Row:
     stage: str
     run_id: str
     test_accuracy: float | None = None
+    latency_share: float | None = None
 
 
 @dataclass(frozen=True)

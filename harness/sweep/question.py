@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 from optuna.study import StudyDirection
 
@@ -11,6 +12,17 @@ from harness.sweep.results import Final, Result
 
 ACCURACY, FLOPS = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 DIRECTIONS = {"budget": (ACCURACY,), "pareto": (ACCURACY, FLOPS), "binary_search": (ACCURACY,)}
+
+
+class Cost(Protocol):
+    """What a network costs; latency_share: None where it was not measured."""
+
+    @property
+    def macs(self) -> int: ...
+    @property
+    def params(self) -> int: ...
+    @property
+    def latency_share(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Question:
     def text(self) -> str:
         """The question in words."""
         limits = [f"at most {100 * share:.4g} % of the {what}" for what, share in
-                  (("FLOPs", self.flops_limit), ("parameters", self._constraints.params))
+                  (("FLOPs", self.flops_limit), ("latency", self.latency_limit),
+                   ("parameters", self._constraints.params))
                   if share is not None]
         if self._constraints.accuracy is not None:
             limits.append(f"at least {self._constraints.accuracy:.2%} accuracy")
@@ -35,12 +48,25 @@ class Question:
         if self.config.kind == "budget":
             return f"the most accurate network{within}"
         points = f"{100 * self.config.tolerance:.4g} point{'s' * (self.config.tolerance != 0.01)}"
-        return (f"the smallest network{within} that is at most {points} less accurate than the "
+        smallest = "fastest" if self.config.cost == "latency" else "smallest"
+        return (f"the {smallest} network{within} that is at most {points} less accurate than the "
                 "baseline")
 
     @property
     def flops_limit(self) -> float | None:
         return flops_limit(self.config)
+
+    @property
+    def latency_limit(self) -> float | None:
+        """Share of the whole network's measured latency that one may have; None if any."""
+        config = self.config
+        shares = [config.constraints.latency,
+                  config.budget.latency if config.kind == "budget" else None]
+        return min((share for share in shares if share is not None), default=None)
+
+    @property
+    def is_about_latency(self) -> bool:
+        return self.config.cost == "latency" or self.latency_limit is not None
 
     @property
     def most_macs(self) -> float:
@@ -53,15 +79,24 @@ class Question:
 
     @property
     def limits_cost(self) -> bool:
-        return min(self.most_macs, self.most_params) < inf
+        return min(self.most_macs, self.most_params) < inf or self.latency_limit is not None
 
-    def affords(self, macs: int, params: int) -> bool:
-        """Whether a network of this cost may be chosen."""
-        return macs <= self.most_macs and params <= self.most_params
+    def affords(self, network: Cost) -> bool:
+        """Whether a network of this cost may be chosen; what was not measured breaks no limit."""
+        limit = self.latency_limit
+        return (network.macs <= self.most_macs and network.params <= self.most_params
+                and (limit is None or network.latency_share is None
+                     or network.latency_share <= limit))
+
+    def price(self, network: Cost) -> float:
+        """What it costs by the study's measure, as a share of the whole network's."""
+        if self.config.cost == "latency" and network.latency_share is not None:
+            return network.latency_share
+        return network.macs / self.macs
 
     def values(self, final: Final) -> list[float]:
         """What the sampler is told of a trial that ended with this network; see DIRECTIONS."""
-        values = [final.accuracy, final.macs / self.macs]
+        values = [final.accuracy, self.price(final)]
         return values[:len(DIRECTIONS[self.config.kind])]
 
     def excess(self, final: Final) -> dict[str, float]:
@@ -70,6 +105,8 @@ class Question:
         found = {}
         if self.flops_limit is not None:
             found["flops_over_budget"] = final.macs / self.macs - self.flops_limit
+        if self.latency_limit is not None and final.latency_share is not None:
+            found["latency_over_budget"] = final.latency_share - self.latency_limit
         if given.params is not None:
             found["params_over_limit"] = final.params / self.params - given.params
         if given.accuracy is not None:
@@ -79,7 +116,7 @@ class Question:
     def holds(self, final: Final) -> bool:
         """Whether this network may be chosen."""
         least = self._constraints.accuracy
-        return self.affords(final.macs, final.params) and (least is None or final.accuracy >= least)
+        return self.affords(final) and (least is None or final.accuracy >= least)
 
     def is_close(self, accuracy: float) -> bool:
         """Whether an accuracy is the baseline's, but for the tolerance."""
@@ -94,9 +131,9 @@ class Question:
         found = [(number, final) for number, result in results for final in result.finals
                  if self.holds(final)]
         if self.config.kind == "budget":
-            return min(found, key=lambda f: (-f[1].accuracy, f[1].macs, f[0]), default=None)
+            return min(found, key=lambda f: (-f[1].accuracy, self.price(f[1]), f[0]), default=None)
         close = [f for f in found if self.is_close(f[1].accuracy)]
-        return min(close, key=lambda f: (f[1].macs, -f[1].accuracy, f[0]), default=None)
+        return min(close, key=lambda f: (self.price(f[1]), -f[1].accuracy, f[0]), default=None)
 
     @property
     def _constraints(self) -> Constraints:

@@ -15,7 +15,8 @@ from harness.trajectories import Stage, Step
 class Final:
     """One network after the final fine-tune. step: the pruning step behind it.
 
-    training_flops: of all that its trial trained to have it, see `CurvePoint`.
+    training_flops: of all that its trial trained to have it, see `CurvePoint`. latency_share: of
+    the whole network's, measured in turns.
     """
 
     step: int
@@ -27,6 +28,7 @@ class Final:
     percentage: float
     latency_ms: float | None = None
     training_flops: int | None = None
+    latency_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class CurvePoint:
     latency_ms: float | None = None
     training_flops: int | None = None
     stage: str = ""
+    latency_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,9 @@ def result_of(trial: Trial, seconds: float) -> Result:
 
 def point_of(step: Step, training_flops: int | None = None) -> CurvePoint:
     """A step as a point of its trial's curve."""
-    latency = _measured(step.stage)
     return CurvePoint(step.number, step.accuracy, step.macs, step.params, step.filters,
-                      step.accuracy_cut, latency, training_flops, step.stage.key)
+                      step.accuracy_cut, measured(step.stage, "latency_ms"), training_flops,
+                      step.stage.key, measured(step.stage, "latency_share"))
 
 
 def _curve(trial: Trial) -> tuple[CurvePoint, ...]:
@@ -107,13 +110,13 @@ def _curve(trial: Trial) -> tuple[CurvePoint, ...]:
 
 def _final(percentage: float, step: int, stage: Stage, cost: Any, training_flops: int) -> Final:
     return Final(step, stage.key, stage.accuracy, cost.macs, cost.params, cost.filters, percentage,
-                 _measured(stage), training_flops)
+                 measured(stage, "latency_ms"), training_flops, measured(stage, "latency_share"))
 
 
-def _measured(stage: Stage) -> float | None:
-    """Milliseconds, where they were measured: JSON has no NaN."""
-    latency = float(stage.facts.get("latency_ms", nan))
-    return None if isnan(latency) else latency
+def measured(stage: Stage, fact: str) -> float | None:
+    """A fact of it, where it was measured: JSON has no NaN."""
+    found = float(stage.facts.get(fact, nan))
+    return None if isnan(found) else found
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Runs:
                 "folder where it was begun), or begin anew with another --home.")
         run_id = self._open("study", run_id, name=self.study_id, role="study", tags={}, params={
             "kind": config.kind, "sampler": config.sampler.name,
-            **({"budget_flops": config.budget.flops} if config.kind == "budget" else {})})
+            **{f"budget_{of}": share for of, share in config.budget
+               if config.kind == "budget" and share is not None}})
         self.ledger.set("run_id", run_id)
         self.tracker.log_text(run_id, to_yaml(config), "study.yaml")
         self.tracker.log_text(run_id, to_yaml(self.study.base), "config.yaml")

@@ -20,6 +20,7 @@ from optuna.pruners import (
 
 from harness.settings import Stopper as Asked
 from harness.settings import StudyConfig
+from harness.sweep.question import Question
 from harness.sweep.results import CurvePoint
 
 Stop = Callable[[CurvePoint], str]  # why a walk is to end at this point; '' if it is to go on
@@ -77,20 +78,22 @@ class Dominated:
 
     others: Iterable[CurvePoint]
     asked: Asked
-    macs: int
+    question: Question
     _times: int = 0
 
     def __call__(self, point: CurvePoint) -> str:
-        if 1 - point.macs / self.macs < self.asked.warmup:
+        if 1 - point.macs / self.question.macs < self.asked.warmup:
             return ""
-        is_beaten = any(other.macs <= point.macs
+        price = self.question.price
+        is_beaten = any(price(other) <= price(point)
                         and other.accuracy >= point.accuracy + self.asked.margin - SLACK
                         for other in self.others)
         self._times = self._times + 1 if is_beaten else 0
         if self._times < 2:
             return ""
+        cost = {"flops": "FLOPs", "latency": "latency"}[self.question.config.cost]
         return (f"dominated: at two steps in a row another trial has at least "
-                f"{100 * self.asked.margin:g} points more accuracy with no more FLOPs")
+                f"{100 * self.asked.margin:g} points more accuracy with no more {cost}")
 
 
 def pruner_of(config: StudyConfig) -> BasePruner | None:
@@ -100,14 +103,15 @@ def pruner_of(config: StudyConfig) -> BasePruner | None:
     return make(asked, int(asked.warmup / asked.every + SLACK)) if make else None
 
 
-def stop_of(config: StudyConfig, trial: optuna.Trial, told: Iterable[int], macs: int,
+def stop_of(question: Question, trial: optuna.Trial, told: Iterable[int],
             others: Callable[[], Iterable[CurvePoint]]) -> Stop:
     """What stops this trial. told: its rungs that Optuna knows; others: curves that ended."""
+    config = question.config
     name = config.stopper.name
     if config.kind == "pareto" and name != "none":
-        return Dominated(list(others()), config.stopper, macs)
+        return Dominated(list(others()), config.stopper, question)
     if name in _PRUNERS:
-        return OnCurve(trial, config.stopper, macs, set(told))
+        return OnCurve(trial, config.stopper, question.macs, set(told))
     return lambda point: ""
 
 

@@ -28,13 +28,18 @@ def answer(outcome: Outcome) -> str:
 
 def networks(outcome: Outcome, *, with_controls: bool = False) -> Sheet:
     """The final table, a network a row."""
+    networks = shown(outcome, with_controls)
+    timed = any(row.latency_share is not None for row in networks)
     rows = [[row.role, row.name, percent(row.accuracy), percent(row.test_accuracy),
-             percent(row.share), count(row.params), str(row.filters), settings_of(row.settings)]
-            for row in shown(outcome, with_controls)]
-    return Sheet(outcome.study_id, ["", "network", "accuracy", "test", "FLOPs", "parameters",
-                                    "filters", "settings"], rows, [
+             percent(row.share), *([percent(row.latency_share)] if timed else []),
+             count(row.params), str(row.filters), settings_of(row.settings)] for row in networks]
+    return Sheet(outcome.study_id, ["", "network", "accuracy", "test", "FLOPs",
+                                    *(["latency"] if timed else []), "parameters", "filters",
+                                    "settings"], rows, [
         f"accuracy is {outcome.measure}, on validation; the test split was read for baseline and "
         "champion alone. FLOPs are of the baseline's.",
+        *(["latency is of the baseline's too: of one picture, the two measured in turns, when the "
+           "network was made"] if timed else []),
         f"front: hypervolume {outcome.hypervolume:.4f}, area under the accuracy-FLOPs curve from "
         f"1 % to all FLOPs {outcome.curve_area:.4f} (1 would be perfect)"])
 

@@ -13,7 +13,9 @@ from tiny import Machine, found
 
 from harness import train as training
 from harness.config import Study
+from harness.evaluate import Latency
 from harness.sweep.outcome import Outcome
+from harness.sweep.telling import networks
 
 PARETO: dict[str, Any] = {"kind": "pareto", "budget": {}, "controls": [], "tolerance": 0.5,
                           "stopper": {"warmup": 0.1, "margin": 0.02}, "trials": 8}
@@ -22,6 +24,8 @@ MEDIAN: dict[str, Any] = {"controls": [], "sampler": {"name": "random", "seed": 
                           "stopper": {"name": "median", "startup": 2, "warmup": 0.2}}
 SEARCH: dict[str, Any] = {"kind": "binary_search", "budget": {}, "space": {}, "controls": [],
                           "tolerance": 0.0}
+
+SLOW: dict[str, Any] = {"controls": [], "budget": {"latency": 0.4}, "trials": 3}
 
 
 def walked(study: Study, place: Path) -> tuple[Machine, Outcome, list[FrozenTrial]]:
@@ -184,3 +188,45 @@ def test_optunas_other_stoppers_end_trials_too(tmp_path: Path) -> None:
         ended = [t.state.name for t in every if "duplicate_of" not in t.user_attrs]
         assert "PRUNED" in ended, name
         assert outcome.settings_finished == len(ended) == 8
+
+
+@pytest.fixture
+def slow_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every network, a millisecond for each hundred parameters: clocks are not the same twice.
+    """
+    monkeypatch.setattr("harness.experiment.latencies", lambda models, inputs, rounds: {
+        name: Latency(sum(p.numel() for p in model.parameters()) / 100, 0.0, 0.0)
+        for name, model in models.items()})
+
+
+@pytest.mark.usefixtures("slow_by_size")
+def test_the_budget_of_a_study_may_be_the_latency_that_was_measured(tmp_path: Path) -> None:
+    machine, outcome, _ = walked(tiny.study(**SLOW), tmp_path)
+    best = outcome.champion
+    assert best is not None
+    ends = [final for _, result in machine.ledger(tiny.study(**SLOW)).results()
+            for final in result.finals]
+    within = [f.accuracy for f in ends if f.params / outcome.baseline.params <= 0.4]
+    assert 0 < len(within) < len(ends)
+    assert best.accuracy == max(within)
+    assert best.latency_share == pytest.approx(best.params / outcome.baseline.params)
+    assert outcome.question == "the most accurate network with at most 40 % of the latency"
+    table = networks(outcome)
+    place = list(table.columns).index("latency")
+    assert table.rows[0][place] == "100.00 %"
+    study_run, = machine.runs("study")
+    assert study_run.params["budget_latency"] == "0.4"
+    assert "budget_flops" not in study_run.params
+
+
+@pytest.mark.usefixtures("slow_by_size")
+def test_a_front_may_be_of_accuracy_and_latency(tmp_path: Path) -> None:
+    asked = tiny.study(**{**PARETO, "cost": "latency", "trials": 3})
+    machine, outcome, every = walked(asked, tmp_path)
+    ends = {n: r.last for n, (_, r) in enumerate(machine.ledger(asked).results())}
+    told = [t.values for t in every if "duplicate_of" not in t.user_attrs]
+    assert told == [pytest.approx([f.accuracy, f.params / outcome.baseline.params])
+                    for f in ends.values()]
+    front = [r for r in outcome.rows if r.role in ("champion", "front")]
+    for row in front:
+        assert not [f for f in ends.values() if f.params < row.params and f.accuracy > row.accuracy]

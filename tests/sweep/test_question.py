@@ -84,3 +84,35 @@ def test_a_question_is_told_in_words() -> None:
     assert question("pareto", constraints={"params": 0.5}, tolerance=0.005).text == (
         "the smallest network with at most 50 % of the parameters that is at most 0.5 points less "
         "accurate than the baseline")
+
+
+def timed(accuracy: float, macs: int, share: float | None) -> Final:
+    return Final(3, "k", accuracy, macs, 10, 5, 50.0, latency_share=share)
+
+
+def test_a_budget_on_latency_takes_the_place_of_that_on_flops() -> None:
+    asked = question(budget={"latency": 0.5})
+    results = [(0, result(timed(0.9, 900, 0.6))), (1, result(timed(0.8, 800, 0.5))),
+               (2, result(timed(0.7, 20, 0.1)))]
+    assert asked.best(results) == (1, timed(0.8, 800, 0.5))
+    assert asked.text == "the most accurate network with at most 50 % of the latency"
+    assert asked.excess(timed(0.9, 900, 0.6)) == pytest.approx({"latency_over_budget": 0.1})
+    both = question(budget={"latency": 0.5, "flops": 0.1})
+    assert both.best(results) == (2, timed(0.7, 20, 0.1))
+    assert question(constraints={"latency": 0.3}, budget={"flops": 1}).best(results) == (
+        2, timed(0.7, 20, 0.1))
+    with pytest.raises(ValueError, match="name the FLOPs or the latency"):
+        question(budget={"flops": None})
+
+
+def test_by_latency_the_cheaper_network_is_the_faster_one() -> None:
+    slow, fast = timed(0.9, 300, 0.8), timed(0.9, 700, 0.4)
+    by_flops, by_time = question("pareto"), question("pareto", cost="latency")
+    results = [(0, result(slow)), (1, result(fast))]
+    assert by_flops.best(results) == (0, slow)
+    assert by_time.best(results) == (1, fast)
+    assert by_flops.values(fast) == [0.9, 0.7]
+    assert by_time.values(fast) == [0.9, 0.4]
+    # A stage that an earlier version made has no latency: its FLOPs stand in.
+    assert by_time.values(timed(0.9, 700, None)) == [0.9, 0.7]
+    assert "the fastest network" in by_time.text
