@@ -47,7 +47,7 @@ def measure(size: str) -> Iterator[Record]:
         yield record if is_asked else record.told_only("what torch does by itself, to compare with")
     yield Record(
         7, "ours / default torch, both with two busy loops beside them", "", 0.0,
-        rates["ours, crowded"] / rates["default, crowded"], "x", how, "told, to compare with")
+        rates["ours, crowded"] / rates["default, crowded"], "x", how)
     for other, words in (("ours", "one agent"), ("two threads", "one agent with two threads")):
         yield Record(
             7, f"two agents beside {words}", ">=", 1.15, rates["two agents"] / rates[other], "x",
