@@ -36,12 +36,12 @@ def measure(size: str) -> Iterator[Record]:
     seconds = 0.5 if size == "tiny" else 3.0 if size == "smoke" else 6.0
     with workers(size, WORKERS) as at_work:
         rates = _rates(at_work, rounds, seconds)
-    how = (f"steps a second of the main job's network, turns of {seconds:g} s, wall time, medians of "
-           f"{rounds} rounds")
+    how = (f"steps a second of the main job's network, turns of {seconds:g} s, wall time, "
+           f"medians of {rounds} rounds")
     for name, is_asked in (("ours", True), ("default", False)):
         busy, idle = rates[f"{name}, crowded"], rates[name]
         record = Record(
-            7, f"with two busy loops beside it, of idle ({'ours' if is_asked else 'default torch'})",
+            7, f"{'ours' if is_asked else 'default torch'} with two busy loops beside it, of idle",
             ">=", 40.0, 100 * busy / idle, "%", f"{busy:.2f} of {idle:.2f} {how}",
             "three processes share two cores: two thirds of one is the most there is")
         yield record if is_asked else record.told_only("what torch does by itself, to compare with")
@@ -51,8 +51,8 @@ def measure(size: str) -> Iterator[Record]:
     for other, words in (("ours", "one agent"), ("two threads", "one agent with two threads")):
         yield Record(
             7, f"two agents beside {words}", ">=", 1.15, rates["two agents"] / rates[other], "x",
-            f"{rates['two agents']:.2f} and {rates[other]:.2f} {how}; an agent is a worker with one "
-            "thread", "" if (os.cpu_count() or 1) > 1 else "there is but one core")
+            f"{rates['two agents']:.2f} and {rates[other]:.2f} {how}; an agent is a worker with "
+            "one thread", "" if (os.cpu_count() or 1) > 1 else "there is but one core")
 
 
 def _rates(at_work: Mapping[str, "Worker"], rounds: int, seconds: float) -> dict[str, float]:

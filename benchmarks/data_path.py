@@ -33,15 +33,15 @@ def measure(size: str) -> Iterator[Record]:
         loader = DataLoader(TensorDataset(data.inputs, data.targets), plain.batch_size,
                             shuffle=True, num_workers=0)
         found = medians(interleaved({
-            "ours": lambda: cpu(lambda: _exhaust(training.batches(  # noqa: B023
+            "ours": lambda: cpu(lambda: _exhaust(training.batches(
                 data, plain, torch.Generator().manual_seed(0)))),  # noqa: B023
             "loader": lambda: cpu(lambda: _exhaust(loader))}, rounds))  # noqa: B023
         yield Record(
             6, f"batches beside a DataLoader without workers, {side} x {side}", ">=", 10.0,
             found["loader"] / found["ours"], "x cheaper",
-            f"{len(data.targets)} digits in shuffled batches of {plain.batch_size}, not varied, no network; "
-            f"{1e3 * found['ours']:.2f} ms and {1e3 * found['loader']:.1f} ms an epoch; in turns, "
-            f"{CLOCK}, medians of {rounds} rounds",
+            f"{len(data.targets)} digits in shuffled batches of {plain.batch_size}, not varied, "
+            f"no network; {1e3 * found['ours']:.2f} ms and {1e3 * found['loader']:.1f} ms an "
+            f"epoch; in turns, {CLOCK}, medians of {rounds} rounds",
             "copying the pictures is most of our time" if side == 32 else "")
     data = load_data(config)
     model = network(config, data).to(memory_format=torch.channels_last)
@@ -55,8 +55,9 @@ def measure(size: str) -> Iterator[Record]:
     yield Record(
         6, "batches, of the epoch that they feed", "<=", 1.0,
         100 * found["batches"] / found["epoch"], "%",
-        f"the main job's network and data, shifted as it shifts them; {1e3 * found['batches']:.1f} ms "
-        f"of {found['epoch']:.2f} s; in turns, {CLOCK}, medians of {rounds} rounds")
+        f"the main job's network and data, shifted as it shifts them; "
+        f"{1e3 * found['batches']:.1f} ms of {found['epoch']:.2f} s; in turns, {CLOCK}, medians "
+        f"of {rounds} rounds")
 
 
 def _exhaust(batches: Iterable[object]) -> None:

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         f"python -m {' '.join(bench.command('smoke'))}" for bench in BENCHES))
         return 0
     chosen = [b for b in BENCHES if b.name in asked.benches
-              or not asked.benches and asked.size in b.sizes]
+              or (not asked.benches and asked.size in b.sizes)]
     load, facts = os.getloadavg()[0], machine.facts()
     records, seconds = run(chosen, asked.size)
     found = {"facts": facts, "load": load, "size": asked.size, "seconds": seconds,

@@ -76,7 +76,8 @@ def measure(size: str) -> Iterator[Record]:
                   {name: costs[name] for name in ("score", "cut")}, how)
     yield from _memory("weights", weights, megabytes)
     yield slopes_of("putting a stage and taking it against stages in the store", sizes.stages,
-                  _stages(sizes.stages), f"{listed(sizes.stages)} stages of 4 kB are there; a stage "
+                  _stages(sizes.stages), f"{listed(sizes.stages)} stages of 4 kB are there; a "
+                                         "stage "
                   f"of the same size, {CLOCK}, medians of 9 rounds",
                   "the cap is kept by a look at every file's size")
 

@@ -48,8 +48,8 @@ def _calls(counts: Sequence[int], place: Path) -> Record:
     costs = {part: [getattr(call, part) for call in calls]
              for part in ("first", "ask", "write", "attend")}
     return slopes_of("looking, asking, telling and attending against trials", counts, costs,
-                   f"ten agents at work, SQLite, {listed(counts)} trials there; wall time, medians of "
-                   f"{scheduler_calls.ROUNDS} rounds, the first look once")
+                   f"ten agents at work, SQLite, {listed(counts)} trials there; wall time, "
+                   f"medians of {scheduler_calls.ROUNDS} rounds, the first look once")
 
 
 def _logging(counts: Sequence[int], place: Path) -> Record:
@@ -73,8 +73,8 @@ def _logging(counts: Sequence[int], place: Path) -> Record:
         for name, each in rounds.items():
             costs[name].append(median(each[1:]))
     return slopes_of("opening, looking for, writing and ending a run against runs", counts, costs,
-                   f"{listed(counts)} runs in MLflow's SQLite, of {PARAMS} parameters and {METRICS} "
-                   f"metrics each; wall time, medians of {ROUNDS} rounds")
+                   f"{listed(counts)} runs in MLflow's SQLite, of {PARAMS} parameters and "
+                   f"{METRICS} metrics each; wall time, medians of {ROUNDS} rounds")
 
 
 def _join(count: int, place: Path) -> Record:
@@ -104,9 +104,9 @@ def _join(count: int, place: Path) -> Record:
     told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
     return Record(
         15, f"joining a study of {count} trials", "<=", SOON_S, sum(parts.values()), "s",
-        f"{told}; rows made in bulk in both SQLite files, {count} trials and as many runs; imports and "
-        f"the baseline, which every study has, left out; wall time, medians of {ROUNDS} rounds. "
-        f"'Seconds' is taken as {SOON_S:g}")
+        f"{told}; rows made in bulk in both SQLite files, {count} trials and as many runs; "
+        f"imports and the baseline, which every study has, left out; wall time, medians of "
+        f"{ROUNDS} rounds. 'Seconds' is taken as {SOON_S:g}")
 
 
 def _opened(url: str, home: Path) -> tuple[Ledger, MlflowTracker]:
@@ -132,9 +132,10 @@ def _fill_runs(tracker: MlflowTracker, file: Path, numbers: Sequence[int]) -> No
     ids = {n: f"{n:032x}" for n in numbers}
     with closing(sqlite3.connect(file)) as database, database:
         database.executemany(
-            "INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, "
-            "status, start_time, end_time, source_version, lifecycle_stage, artifact_uri, "
-            "experiment_id) VALUES (?, ?, 'UNKNOWN', '', '', 'a', 'FINISHED', ?, ?, '', 'active', ?, "
+            "INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, "
+            "user_id, status, start_time, end_time, source_version, lifecycle_stage, artifact_uri, "
+            "experiment_id) VALUES (?, ?, 'UNKNOWN', '', '', 'a', 'FINISHED', ?, ?, '', "
+            "'active', ?, "
             "?)", [(ids[n], f"trial {n}", n, n + 1, f"/nowhere/{ids[n]}", tracker.experiment_id)
                    for n in numbers])
         database.executemany("INSERT INTO tags (key, value, run_uuid) VALUES (?, ?, ?)", [

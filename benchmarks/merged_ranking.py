@@ -46,17 +46,18 @@ def measure(size: str) -> Iterator[Record]:
     yield Record(
         3, "gathering adds to the epoch it rides on", "<=", 10.0,
         100 * (found["merged"] / found["plain"] - 1), "%",
-        f"training epochs of the cut VGG-16 on digits, with the hooks and without, in turns; {CLOCK}, "
-        f"medians of {rounds} rounds")
+        f"training epochs of the cut VGG-16 on digits, with the hooks and without, in turns; "
+        f"{CLOCK}, medians of {rounds} rounds")
     yield Record(
         3, "merged ranking beside the separate pass (Spearman)", ">=", 0.85,
         fmean(_likeness(cut) for cut in cuts), "",
-        f"within each layer, mean over layers and {seeds} seeds; the merged one saw the network change "
-        "during the epoch, the pass saw it at the end",
+        f"within each layer, mean over layers and {seeds} seeds; the merged one saw the network "
+        "change during the epoch, the pass saw it at the end",
         "the epoch changes the network that is ranked: learning rate 0.05, one cycle")
     found = medians(interleaved(_iterations(cuts[0]), rounds))
     yield Record(
-        3, "iteration with a separate pass / merged", ">=", 1.5, found["pass"] / found["merged"], "x",
+        3, "iteration with a separate pass / merged", ">=", 1.5, found["pass"] / found["merged"],
+        "x",
         f"score, select, cut, certify, evaluate, retrain one epoch, in turns; {CLOCK}, medians of "
         f"{rounds} rounds",
         "our own pass takes no gradients of weights, so it costs less than the epoch that it is "

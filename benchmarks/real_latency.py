@@ -55,13 +55,13 @@ def _records(percent: int, asked: float, batch: int, ways: Mapping[str, Pruned],
     how = (f"VGG-16, batch {batch}, fp32, channels_last; {told}; in turns, {CLOCK}, medians of "
            f"{rounds} rounds")
     where = f"{percent} % of the filters, batch {batch}"
-    ideal = Record(9, f"realised / ideal speed-up, {where}, rounded to 16", ">=", asked, worth["16"],
-                   "", how, "norms, activations and pooling shrink less than MACs do, and narrow "
-                   "layers are less efficient")
+    ideal = Record(9, f"realised / ideal speed-up, {where}, rounded to 16", ">=", asked,
+                   worth["16"], "", how, "norms, activations and pooling shrink less than "
+                   "MACs do, and narrow layers are less efficient")
     faster = Record(9, f"rounded to 16 beside not rounded, {where}, equal MACs", ">=", 1.10,
                     worth["16"] / worth["1"], "x", how,
-                    "on this processor and version of the library odd widths cost less than they did "
-                    "where the goal was set")
+                    "on this processor and version of the library odd widths cost less than they "
+                    "did where the goal was set")
     if batch == 1:
         why = "the goal is of batch 32; a forward of one picture reads every weight for it alone"
         ideal, faster = ideal.told_only(why), faster.told_only(why)

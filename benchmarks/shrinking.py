@@ -53,8 +53,8 @@ def measure(size: str) -> Iterator[Record]:
         10, f"a retrain epoch at {fewer:.1f}x fewer MACs, of the dense one's", "<=", 0.45,
         found["small"] / found["whole"], "",
         f"the main job's network and recipe, merged ranking and validation included; "
-        f"{found['small']:.2f} s of {found['whole']:.2f} s; in turns, process CPU time, one thread, "
-        f"medians of {rounds} rounds")
+        f"{found['small']:.2f} s of {found['whole']:.2f} s; in turns, process CPU time, one "
+        f"thread, medians of {rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -46,15 +46,17 @@ def measure(size: str) -> Iterator[Record]:
         firsts = [first_step_s(Path(place)) for _ in range(rounds + 1)][1:]
     yield Record(
         12, "from `mlflow run` to the first training step, warm", "<=", 15.0, median(firsts), "s",
-        "mlflow run . -P study=vgg16_budget -P profile=smoke, from the command to the first step of the "
-        f"baseline, wall time, median of {rounds} rounds; {min(firsts):.1f} to {max(firsts):.1f} s")
+        "mlflow run . -P study=vgg16_budget -P profile=smoke, from the command to the first step "
+        f"of the baseline, wall time, median of {rounds} rounds; {min(firsts):.1f} to "
+        f"{max(firsts):.1f} s")
 
 
 def first_step_s(place: Path) -> float:
     """Seconds; the study is begun, or gone on with, in this folder."""
     noted, python = place / "first_step", place / "python"
     noted.unlink(missing_ok=True)
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m benchmarks.first_step "$@"\n')
+    ours = shlex.quote(sys.executable)
+    python.write_text(f'#!/bin/sh\nexec {ours} -m benchmarks.first_step "$@"\n')
     python.chmod(0o755)
     environment = {**os.environ, "HARNESS_PYTHON": str(python), "FIRST_STEP": str(noted),
                    "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"}
@@ -64,7 +66,8 @@ def first_step_s(place: Path) -> float:
          "profile=smoke", "-P", f"home={place / 'runs'}"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if not noted.exists():
-        raise RuntimeError(f"no training step was begun:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(f"no training step was "
+                           f"begun:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return float(noted.read_text()) - start
 
 

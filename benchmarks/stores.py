@@ -41,7 +41,8 @@ def measure(size: str) -> Iterator[Record]:
             5, "a trial in Optuna, beside its default SQLite", ">=", 5.0,
             found["default"] / found["ours"], "x cheaper",
             f"ask, 4 parameters, {REPORTS} reports, tell; {1e3 * found['ours']:.0f} ms and "
-            f"{1e3 * found['default']:.0f} ms; in turns on the same disk, wall time, medians of {rounds} rounds",
+            f"{1e3 * found['default']:.0f} ms; in turns on the same disk, wall time, medians of "
+            f"{rounds} rounds",
             "where the disk flushes quickly, the default's flushes cost less")
 
 

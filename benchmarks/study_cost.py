@@ -52,8 +52,10 @@ def _run(profile: str | None, overrides: list[str], place: Path) -> float:
     command = [sys.executable, "-m", "harness", "study", NAME, "--home", str(place / "runs"),
                *(["--profile", profile] if profile else []),
                *(word for override in overrides for word in ("--set", override))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={
-        **os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT),
+                   "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
+                          env=environment)
     if done.returncode:
         raise RuntimeError(f"the study failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
     # The only child of this process so far, and so the largest; in kilobytes.

@@ -43,13 +43,13 @@ def measure(size: str) -> Iterator[Record]:
                                   rounds))
     rates = {name: flops / seconds[name] / 1e9 for name in ways}
     rates |= {name: peaks[name][1] / seconds[name] / 1e9 for name in peaks}
-    how = (f"VGG-16 with batch norms, 3 x 32 x 32, batch {BATCH}, {steps} steps of our loop a turn, "
-           f"{CLOCK}, medians of {rounds} rounds")
+    how = (f"VGG-16 with batch norms, 3 x 32 x 32, batch {BATCH}, {steps} steps of our loop a "
+           f"turn, {CLOCK}, medians of {rounds} rounds")
     yield Record(
         8, "training step, of the convolution peak", ">=", 75.0,
         100 * rates["channels_last"] / rates["peak, fp32"], "%",
-        f"{rates['channels_last']:.0f} of {rates['peak, fp32']:.0f} GFLOP/s (a 3 x 3 convolution of "
-        f"128 channels, channels_last, forward); FLOPs counted exactly; {how}",
+        f"{rates['channels_last']:.0f} of {rates['peak, fp32']:.0f} GFLOP/s (a 3 x 3 convolution "
+        f"of 128 channels, channels_last, forward); FLOPs counted exactly; {how}",
         "batch norms, ReLU, pooling and the optimiser take time and are no FLOPs")
     yield Record(8, "channels_last beside contiguous", ">=", 1.05,
                  seconds["contiguous"] / seconds["channels_last"], "x", how,
@@ -60,8 +60,8 @@ def measure(size: str) -> Iterator[Record]:
         return
     yield Record(
         8, words, ">=", 1.7, seconds["channels_last"] / seconds["bf16"], "x",
-        f"channels_last; {rates['bf16']:.0f} of a peak of {rates['peak, bf16']:.0f} GFLOP/s; {how}; "
-        "bf16 is off by default, for it costs accuracy",
+        f"channels_last; {rates['bf16']:.0f} of a peak of {rates['peak, bf16']:.0f} GFLOP/s; "
+        f"{how}; bf16 is off by default, for it costs accuracy",
         "batch norms stay in fp32, and casting weights costs")
 
 
