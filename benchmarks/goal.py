@@ -60,7 +60,7 @@ class Record:
 
     def line(self) -> str:
         why = f" ({self.reason})" if self.reason and self.verdict != GOOD else ""
-        return f"goal {self.goal}: {self.words}: {self.value}, {self.verdict}{why}"
+        return f"goal {self.goal}: {self.words}: {self.value}, {self.verdict}{why}. {self.how}"
 
 
 def not_run(goal: int, words: str, reason: str) -> Record:
