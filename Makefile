@@ -1,5 +1,5 @@
 # The same words for people and for CI.
-.PHONY: install check test smoke networks bench pins
+.PHONY: install check test smoke networks bench bench-full pins
 
 install:
 	pip install -e '.[test]'
@@ -19,10 +19,15 @@ smoke:
 networks:
 	python -m benchmarks.networks --resume
 
-# The engine beside Torch-Pruning: benchmarks/results/.
+# Every goal of docs/performance.md, reached or not: benchmarks/results/ (half an hour at most).
 bench:
 	pip install -e '.[bench]'
-	python -m benchmarks.bench_engine
+	python -m benchmarks.goals
+
+# The same with every network, every setting and the whole study once (hours).
+bench-full:
+	pip install -e '.[bench]'
+	python -m benchmarks.goals --size full
 
 # The versions of the active environment, in which all tests have passed: constraints.txt.
 pins:

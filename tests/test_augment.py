@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +37,25 @@ def test_shift_moves_pictures_by_whole_pixels_and_fills_with_zeros() -> None:
     rows, columns = places // 32 - 16, places % 32 - 16
     assert sorted(set(rows.tolist())) == [-2, -1, 0, 1, 2]
     assert sorted(set(columns.tolist())) == [-2, -1, 0, 1, 2]
+
+
+def test_a_shifted_picture_is_a_slice_of_itself_with_a_border_and_its_mask_the_same_slice() -> None:
+    """Oblong, of several channels: a sixteenth of the height, 1, at every side."""
+    pictures = torch.randn(20, 3, 16, 24, generator=seeded())
+    masks = torch.randint(0, 9, (20, 16, 24), generator=seeded())
+    moved, found = shift(pictures, masks, seeded())
+    assert moved.is_contiguous()
+    places = set()
+    for picture, mask, new, seen in zip(pictures, masks, moved, found):
+        wide = np.pad(picture.numpy(), ((0, 0), (1, 1), (1, 1)))
+        deep = np.pad(mask.numpy(), 1, constant_values=IGNORE)
+        here = [(row, column) for row in range(3) for column in range(3)
+                if np.array_equal(wide[:, row:row + 16, column:column + 24], new.numpy())]
+        assert len(here) == 1
+        (row, column), = here
+        assert np.array_equal(deep[row:row + 16, column:column + 24], seen.numpy())
+        places.add(here[0])
+    assert len(places) > 3
 
 
 @pytest.mark.rows("R007")

@@ -74,6 +74,13 @@ def test_threads_are_as_asked_and_algorithms_deterministic() -> None:
     assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
+def test_memory_that_nobody_reads_is_not_filled_first() -> None:
+    """Torch fills it with NaN otherwise, a tenth of every training step."""
+    settle(1)
+    torch.full((1000,), 3.0)  # its memory is given back, and most likely taken again
+    assert not torch.empty(1000).isnan().all()
+
+
 def test_bits_name_threads_and_versions() -> None:
     assert bits(CPU, 1) != bits(CPU, 2)
     assert bits(CPU, 1)["torch"] == torch.__version__

@@ -284,7 +284,8 @@ class Watch:
             gate.register_post_accumulate_grad_hook(lambda g: self._add(name, g))
             self._open[name] = gate
         positions = output[0].numel() // output.shape[dim]
-        return output * (1 + gate / positions)
+        gated: Tensor = _Gate.apply(output, gate, positions)
+        return gated
 
     def _add(self, name: str, gate: Tensor) -> None:
         assert gate.grad is not None
@@ -356,6 +357,25 @@ class Watch:
                 now.examples += self._num_examples
 
         return add
+
+
+class _Gate(torch.autograd.Function):
+    """output x (1 + gate / positions) for a gate of zeros, and its gradients.
+
+    Autograd would multiply by the ones on the way back as well, a pass over every map.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gate: Tensor, positions: int) -> Tensor:
+        ctx.save_for_backward(output)
+        ctx.shape, ctx.positions = gate.shape, positions
+        return output.clone()  # what follows may write into it
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gradient, = gradients
+        output, = ctx.saved_tensors
+        return gradient, (gradient * output).sum_to_size(ctx.shape) / ctx.positions, None
 
 
 def gather(model: nn.Module, graph: Graph, batches: Iterable[Batch], loss: Loss,
