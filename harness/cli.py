@@ -584,10 +584,14 @@ def report(name: str, storage: str | None, home: str | None) -> None:
               help="pt2, onnx, state, mlflow, or all of them. [pt2]")
 @click.option("--out", callback=_given, metavar="PATH",
               help="A file; with --format all a folder. [exports/STUDY.SUFFIX in the home]")
+@click.option("--fold-batchnorm", "fold", is_flag=True,
+              help="Fold batch norms into the convolutions before them; measured.")
+@click.option("--int8", is_flag=True,
+              help="An 8-bit file beside the ONNX one too; its loss of accuracy is measured.")
 @click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
 @_home
 def export(name: str | None, network: str | None, format_: str | None, out: str | None,
-           storage: str | None, home: str | None) -> None:
+           fold: bool, int8: bool, storage: str | None, home: str | None) -> None:
     """Write a study's champion, or any network, to a file; load it again elsewhere and compare it.
 
     A file that does not compute the same is deleted, and the command ends with 1.
@@ -603,7 +607,7 @@ def export(name: str | None, network: str | None, format_: str | None, out: str 
     console = Console()
     (ref,) = references([network]) if network else [Reference("study", str(name))]
     shipped = export_network(ref, _shelf(_home_of(home), home, storage, ()), format_ or "pt2",
-                             Path(out) if out else None)
+                             Path(out) if out else None, fold=fold, int8=int8)
     for sheet in shipped.sheets:
         console.table(sheet.title, sheet.columns, sheet.rows, sheet.notes)
     if shipped.failures:

@@ -15,6 +15,7 @@ val_accuracy, test_accuracy    in [0, 1]; `measure` says of what
 What is not known is not there.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,9 @@ def record(config: RunConfig, data: Data, cost: Cost, *, model: Mapping[str, Any
         **_scaling(data), **lineage,
         "config": to_yaml(config), "fingerprint": fingerprint(config), "model": dict(model),
         "macs": cost.macs, "flops": cost.flops, "params": cost.params, "filters": cost.filters}
-    return {name: value for name, value in facts.items() if value is not None}
+    known = {name: value for name, value in facts.items() if value is not None}
+    plain: dict[str, Any] = json.loads(json.dumps(known))  # YAML takes no subclass of str
+    return plain
 
 
 def _scaling(data: Data) -> dict[str, list[float]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from harness.analysis.costs import Sheet
 from harness.config import RunConfig
 from harness.console import count, percent
@@ -14,6 +16,7 @@ from harness.errors import ExportError, StudyError
 from harness.evaluate import evaluate, latencies
 from harness.experiment import stages
 from harness.export import FORMATS, SUFFIXES, Exported, answers_of, check_formats, export, record
+from harness.export.last_steps import CALIBRATION, Quantized, fold_batch_norms, quantized
 from harness.export.parity import POINTS, TOLERANCE
 from harness.graphs import traced
 from harness.loading import architecture, load_data
@@ -43,14 +46,18 @@ def formats_of(name: str) -> tuple[str, ...]:
     return formats
 
 
-def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None) -> Shipped:
+def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None, *,
+                   fold: bool = False, int8: bool = False) -> Shipped:
     """Write a network to a file, or in `all` formats into a folder; load each again and compare.
 
     A champion is compared on the test split, beside its baseline; any other on validation. out:
-    by default under `exports` in the home. Raises UnknownName for a format, and what fetching the
-    network raises; a file that cannot be written, or differs, is among the failures.
+    by default under `exports` in the home. fold: without the batch norms that can be folded; int8:
+    an 8-bit file beside the ONNX one, which is measured, not judged.
+    Raises UnknownName for a format, ExportError for what cannot be asked together, and what
+    fetching the network raises; a file that cannot be written, or differs, is among the failures.
     """
     formats = formats_of(format_)
+    _check_last_steps(formats, fold, int8)
     if ref.is_champion:
         _check_champion(ref, shelf)
     config = shelf.config(ref)
@@ -62,21 +69,70 @@ def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None)
     facts = _record(ref, shelf, config, data, judged, found)
     split, examples = ("test", judged.read_test()) if ref.is_champion else (
         "validation", judged.val)
+    sent, notes = module, []
+    if fold:
+        sent, gone, left = fold_batch_norms(module)
+        facts["folded_batch_norms"] = gone
+        notes = [_of_folding(module, sent, gone, left, data)]
     written: dict[str, Exported | ExportError] = {}
     with answers_of(module, examples) as original:
         for name in formats:
             try:
                 written[name] = export(
-                    module, original, _place(ref, shelf, name, out, len(formats) > 1), format=name,
+                    sent, original, _place(ref, shelf, name, out, len(formats) > 1), format=name,
                     example=data.val.inputs[:2], parameters=found.parameters, record=facts)
             except ExportError as error:
                 written[name] = error
     failures = [str(each) for each in written.values() if isinstance(each, ExportError)]
     good = [each for each in written.values() if isinstance(each, Exported)]
-    sheets = [_parity(ref, written, split), *([_facts(ref, facts)] if good else [])]
-    if good and ref.is_champion:
-        sheets[-1] = _beside(ref, shelf, config, data, found)
+    sheets = [_parity(ref, written, split, notes)]
+    onnx = written.get("onnx")
+    if int8 and isinstance(onnx, Exported):
+        try:
+            with answers_of(module, judged.val) as original:
+                sheets.append(_of_int8(quantized(onnx.path, judged.train.inputs, original,
+                                                 data.val.inputs[:32]), onnx, config.threads))
+        except ExportError as error:
+            failures.append(str(error))
+    if good:
+        sheets.append(_beside(ref, shelf, config, data, found) if ref.is_champion
+                      else _facts(ref, facts))
     return Shipped(sheets, failures)
+
+
+def _check_last_steps(formats: Sequence[str], fold: bool, int8: bool) -> None:
+    wrong = []
+    if fold and "state" in formats:
+        wrong.append("--fold-batchnorm: a state file is rebuilt on a network with its batch norms. "
+                     "Give --format pt2, onnx or mlflow.")
+    if int8 and "onnx" not in formats:
+        wrong.append("--int8: is made of an ONNX file. Give --format onnx, or all.")
+    if wrong:
+        raise ExportError("\n".join(wrong))
+
+
+def _of_folding(module: nn.Module, folded: nn.Module, gone: int, left: int, data: Data) -> str:
+    times = latencies({"before": module, "after": folded}, data.val.inputs[:32].contiguous())
+    return (f"{gone} batch norms are folded into convolutions, {left} are left; in PyTorch 32 "
+            f"pictures took {times['before'].median_ms:.2f} ms, and take "
+            f"{times['after'].median_ms:.2f} ms")
+
+
+def _of_int8(found: Quantized, onnx: Exported, threads: int) -> Sheet:
+    rows = [[name, f"{size / 1e6:.2f} MB", percent(parity.accuracy_of_file),
+             percent(parity.agreement), f"{parity.difference:.1e}",
+             f"{found.latency[name].median_ms:.2f} ms ({found.latency[name].low_ms:.2f} to "
+             f"{found.latency[name].high_ms:.2f})"]
+            for name, size, parity in (
+                ("onnx", onnx.size_bytes, found.parity_before),
+                ("int8", found.size_bytes, found.parity))]
+    loss = 100 * (found.parity_before.accuracy_of_file - found.parity.accuracy_of_file)
+    return Sheet(f"8-bit integers: {found.path}", [
+        "file", "size", "accuracy (validation)", "predictions as the network's",
+        "largest difference", "latency, 32 pictures"], rows, [
+        f"int8 loses {loss:.2f} points of accuracy on the {found.parity.pictures} validation "
+        f"pictures; ranges are from at most {CALIBRATION} training pictures",
+        f"ONNX Runtime, threads: {threads}, this machine; medians of alternating runs (quartiles)"])
 
 
 def _check_champion(ref: Reference, shelf: Shelf) -> None:
@@ -102,9 +158,10 @@ def _record(ref: Reference, shelf: Shelf, config: RunConfig, data: Data, judged:
     return record(config, data, cost, model=architecture(config, data), lineage=lineage)
 
 
-def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split: str) -> Sheet:
+def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split: str,
+            more: Sequence[str]) -> Sheet:
     rows: list[list[object]] = []
-    notes = []
+    notes: list[str] = []
     for name, found in written.items():
         if isinstance(found, ExportError):
             rows.append([name, None, None, "not written", None, None, None])
@@ -118,6 +175,7 @@ def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split
                 f"{parity.pictures} pictures of the {split} split: outputs within {TOLERANCE:.0e} "
                 f"of the largest output, accuracy within {100 * POINTS:.1f} points")
         notes = [said, *(note for note in notes if note != said)]
+    notes += more
     return Sheet(f"exported: {ref.short}", ["format", "file", "size", "largest difference",
                                             "predictions agree", "accuracy, network",
                                             "accuracy, file"], rows, notes)

@@ -14,7 +14,7 @@ from tiny import Machine
 from harness import export as exports
 from harness.analysis.costs import Sheet
 from harness.config import fingerprint
-from harness.errors import HarnessError, StudyError, UnknownName
+from harness.errors import ExportError, HarnessError, StudyError, UnknownName
 from harness.export import FORMATS, SUFFIXES, written
 from harness.sweep import exporting
 from harness.sweep.exporting import Shipped, export_network
@@ -115,6 +115,30 @@ def test_a_trial_a_step_and_a_version_are_compared_on_validation(
         assert cells(found.sheets[0], "onnx")[4] == cells(found.sheets[1],
                                                           "accuracy (validation)")[0]
     assert reads == []
+
+
+def test_last_steps_are_asked_for_measured_and_read_no_test_picture_more(
+        shelf: Shelf, reads: Read, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    (ref,) = references(["study:tiny"])
+    found = export_network(ref, shelf, "onnx", tmp_path / "net.onnx", fold=True, int8=True)
+    assert found.failures == []
+    assert reads == [1]
+    assert "3 batch norms are folded into convolutions, 0 are left" in found.sheets[0].notes[-1]
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    assert "BatchNormalization" not in {node.op_type for node in nodes}
+    eight = found.sheets[1]
+    assert [row[0] for row in eight.rows] == ["onnx", "int8"]
+    size = (tmp_path / "net.int8.onnx").stat().st_size
+    assert cells(eight, "int8")[0] == f"{size / 1e6:.2f} MB"
+    assert "points of accuracy on the 60 validation pictures" in eight.notes[0]
+
+
+def test_last_steps_that_do_not_fit_are_refused_all_at_once(shelf: Shelf, tmp_path: Path) -> None:
+    (ref,) = references(["study:tiny"])
+    with pytest.raises(ExportError, match="(?s)--fold-batchnorm: a state file.*--int8: is made of"):
+        export_network(ref, shelf, "state", tmp_path / "net", fold=True, int8=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_path_it_goes_into_the_home(whole: Whole, shelf: Shelf) -> None:
