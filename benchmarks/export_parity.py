@@ -1,6 +1,6 @@
 """Cut networks by two fifths, write them in every format, and compare every file with its network.
 
-    python -m benchmarks.export_parity [NETWORK ...] [--pictures 64] [--page FILE]
+    python -m benchmarks.export_parity [NETWORK ...] [--pictures 64] [--jobs 1] [--page FILE]
 
 Random weights, batch norms with the statistics of a few batches, real pictures: what is compared is
 the file, not what the network is good for, so accuracies are those of guessing. One process a
@@ -11,7 +11,9 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,16 +74,22 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := [name for name in asked.networks if name not in CASES]:
         sys.exit(f"no such network: {', '.join(wrong)}. Known: {', '.join(CASES)}")
     found: list[Answer] = []
-    for name in asked.networks or CASES:
-        said = ask("benchmarks.export_parity", name, "--child", "--pictures", str(asked.pictures),
-                   limit_s=3600)
-        rows = said.get("rows") or [{"network": name, "format": "-", "failure": said["failure"]}]
-        assert isinstance(rows, list)
-        found += rows
-        print("\n".join(map(line, rows)), flush=True)
+    names = asked.networks or list(CASES)
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for name, said in zip(names, pool.map(partial(_asked, asked.pictures), names)):
+            rows = said.get("rows") or [{"network": name, "format": "-",
+                                         "failure": said["failure"]}]
+            assert isinstance(rows, list)
+            found += rows
+            print("\n".join(map(line, rows)), flush=True)
     asked.page.write_text(page(found), encoding="utf-8")
     print(f"wrote {asked.page}")
     return int(any("failure" in row for row in found))
+
+
+def _asked(pictures: int, name: str) -> Answer:
+    return ask("benchmarks.export_parity", name, "--child", "--pictures", str(pictures),
+               limit_s=3600)
 
 
 def rows_of(name: str, case: Case, pictures: int) -> list[Answer]:
@@ -104,7 +112,7 @@ def rows_of(name: str, case: Case, pictures: int) -> list[Answer]:
             path, start = Path(folder) / f"network{SUFFIXES[format]}", time.perf_counter()
             row: Answer = {**whole, "format": format}
             try:
-                found = export(model, original, path, format=format, example=data.val.inputs[:2],
+                found = export(model, original, path, format=format,
                                parameters=result.plan.parameters,
                                record={"labels": list(data.labels), "model": recipe})
             except ExportError as error:
@@ -165,6 +173,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(CASES))
     parser.add_argument("--pictures", type=int, default=64, help="to compare on")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -363,11 +363,23 @@ class MlflowTracker:
                 if which.startswith("@")
                 else self.client.get_model_version(name, which[1:])
             )
-            if not version.run_id or not version.model_id:
+            # Not its model_id: stores without a server leave that out.
+            if not version.run_id:
+                raise TrackingError(f"{name}/{version.version} is no model of harness: no run.")
+            experiment = self.client.get_run(version.run_id).info.experiment_id
+            made = self.client.search_logged_models(
+                [experiment], filter_string=f"source_run_id = '{version.run_id}'"
+            )
+            places = {
+                place: m for m in made for place in (m.artifact_location, f"models:/{m.model_id}")
+            }
+            if version.source not in places:
                 raise TrackingError(
-                    f"{name}/{version.version} was not registered by harness: it has no run."
+                    f"{name}/{version.version} is no model of harness: no run of this store has "
+                    f"{version.source}."
                 )
-        return Registered(name, version.version, version.run_id, f"models:/{version.model_id}")
+            model_id = places[version.source].model_id
+        return Registered(name, str(version.version), version.run_id, f"models:/{model_id}")
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         with _told(f"write the picture {key} of step {step}"):

@@ -60,7 +60,7 @@ def split(count: int = 40) -> Split:
 def exported(path: Path, format: str, model: nn.Module | None = None) -> Exported:
     own, parameters = pruned()
     with answers_of(model or own, split()) as original:
-        return export(model or own, original, path, format=format, example=pictures(4),
+        return export(model or own, original, path, format=format,
                       parameters=parameters, record=RECORD)
 
 
@@ -85,7 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with answers_of(model, split()) as original:
         return Made(model, {format: export(
             model, original, folder / format / f"net{SUFFIXES[format]}", format=format,
-            example=pictures(4), parameters=parameters, record=RECORD) for format in FORMATS})
+            parameters=parameters, record=RECORD) for format in FORMATS})
 
 
 # --- what is in the files -------------------------------------------------------------------------
@@ -161,6 +161,15 @@ def test_it_runs_in_a_process_without_our_code(format: str, load: str, made: Mad
         [sys.executable, "-I", "-c", LOADED.format(load=load), str(made.files[format].path),
          str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_no_picture_leaves_with_a_file(made: Made) -> None:
+    (example,), _ = torch.export.load(made.files["pt2"].path).example_inputs
+    assert example.untyped_storage().nbytes() == 2 * 64 * 4  # two of them, and nothing around them
+    given = json.loads((made.files["mlflow"].path / "input_example.json").read_text())
+    for traced in (example, torch.tensor(given)):
+        nearest = (traced[:, None] - split().inputs[None]).abs().amax((2, 3, 4)).min()
+        assert float(nearest) > 0.1
 
 
 def test_an_onnx_runs_at_any_batch_size_and_has_the_stated_opset(made: Made) -> None:
@@ -293,7 +302,7 @@ def test_a_state_that_nothing_can_rebuild_is_refused(tmp_path: Path) -> None:
     model, parameters = pruned()
     with answers_of(model, split()) as original, pytest.raises(
             ExportError, match="nothing says what it is to be rebuilt on"):
-        export(model, original, tmp_path / "net", format="state", example=pictures(2),
+        export(model, original, tmp_path / "net", format="state",
                parameters=parameters, record={"labels": []})
 
 
@@ -333,7 +342,7 @@ def test_pixels_are_compared_as_pictures_are(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
     examples = Split(pictures(9), torch.arange(9 * 64).reshape(9, 8, 8) % 3)
     with answers_of(net, examples) as original:
-        found = export(net, original, tmp_path / "net.onnx", format="onnx", example=pictures(2),
+        found = export(net, original, tmp_path / "net.onnx", format="onnx",
                        parameters={}, record={})
     assert found.parity.accuracy == pytest.approx(evaluate(net, examples).accuracy)
     assert (found.parity.agreement, found.parity.pictures) == (1.0, 9)

@@ -67,7 +67,7 @@ def test_int8_is_measured_beside_its_file_and_learns_from_training_alone(tmp_pat
     net.eval()
     path = tmp_path / "net.onnx"
     with answers_of(net, data.val) as original:
-        export(net, original, path, format="onnx", example=data.val.inputs[:2], parameters={},
+        export(net, original, path, format="onnx", parameters={},
                record={"study": "s-1"})
         before = path.read_bytes()
         far = data.train.inputs.clone()

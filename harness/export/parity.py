@@ -60,6 +60,7 @@ class Original:
     """A network's own answers on a split, which its files must give too. See `answers_of`."""
 
     folder: Path
+    input_shape: tuple[int, ...]
     targets: torch.Tensor
     outputs: npt.NDArray[np.float32]
     answers: npt.NDArray[np.int16]
@@ -116,7 +117,7 @@ def answers_of(module: nn.Module, examples: Examples) -> Iterator[Original]:
         compared = min(len(pictures), max(reader.BATCH, _COMPARED_BYTES // one.nbytes))
         start = time.perf_counter()
         outputs, answers = reader.answered(run, pictures, compared)
-        yield Original(folder, examples.targets.cpu(), outputs, answers,
+        yield Original(folder, pictures.shape[1:], examples.targets.cpu(), outputs, answers,
                        time.perf_counter() - start)
 
 

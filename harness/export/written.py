@@ -54,23 +54,24 @@ def check_formats(formats: Iterable[str]) -> None:
                           f"({', '.join(missing)} missing).")
 
 
-def export(module: nn.Module, original: Original, path: Path, *, format: str, example: Tensor,
+def export(module: nn.Module, original: Original, path: Path, *, format: str,
            parameters: Parameters, record: Mapping[str, Any]) -> Exported:
     """Write `module` (pruned or whole; it is left as it is), load the file again and compare it.
 
-    original: the network's own answers; example: (N, C, H, W), N >= 2, that it is traced with.
-    record: what the file says of itself; `state` needs its `model`. A file that computes something
-    else is deleted; what was at `path` stays. Raises ExportError, UnknownName.
+    original: the network's own answers. It is traced with noise: what it is traced with goes into
+    pt2 and mlflow files, and nobody's pictures are to leave with them. record: what the file says
+    of itself; `state` needs its `model`. A file that computes something else is deleted; what was
+    at `path` stays. Raises ExportError, UnknownName.
     """
     check_formats([format])
     still = copy.deepcopy(module).cpu().eval().to(memory_format=torch.contiguous_format)
-    given = example.detach().cpu().contiguous()
+    noise = torch.randn(2, *original.input_shape, generator=torch.Generator().manual_seed(0))
     try:
         _check_place(path, format)
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             aside = Path(folder) / f"network{SUFFIXES[format]}"
-            _WRITERS[format](still, given, aside, {**record, "format": format}, parameters)
+            _WRITERS[format](still, noise, aside, {**record, "format": format}, parameters)
             parity = original.compare(aside, format)
             if parity.failures:
                 raise ExportError("; ".join(parity.failures))

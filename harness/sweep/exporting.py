@@ -80,7 +80,7 @@ def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None,
             try:
                 written[name] = export(
                     sent, original, _place(ref, shelf, name, out, len(formats) > 1), format=name,
-                    example=data.val.inputs[:2], parameters=found.parameters, record=facts)
+                    parameters=found.parameters, record=facts)
             except ExportError as error:
                 written[name] = error
     failures = [str(each) for each in written.values() if isinstance(each, ExportError)]
