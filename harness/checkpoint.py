@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from harness import __version__
 from harness.engine.graph import Plan
 from harness.engine.surgery import Transaction, copied, cut_parameters, misfits
 from harness.errors import ModelError
 from harness.store import write_whole
 
 Parameters = Mapping[str, Mapping[int, Tensor]]
+_KIND, _NUMBER = "harness.pruned", 1  # a number more where older code would read it wrongly
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def save_pruned(module: nn.Module, plan: Plan | Parameters, path: str | Path, *,
         raise ModelError(f"this network cannot be saved with this plan: {_few(wrong)}")
     kept = {name: {str(dim): indices.tolist() for dim, indices in dims.items()}
             for name, dims in parameters.items()}
-    header = {"format": "harness.pruned.1", "parameters": json.dumps(kept),
-              "metadata": json.dumps(dict(metadata or {}))}
+    header = {"format": f"{_KIND}.{_NUMBER}", "harness": __version__,
+              "parameters": json.dumps(kept), "metadata": json.dumps(dict(metadata or {}))}
     write_whole(Path(path), save(state_of(module), metadata=header))
 
 
@@ -71,6 +73,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            _check_format(header, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kept = json.loads(header["parameters"])
         parameters = {name: {int(d): torch.tensor(i, dtype=torch.long) for d, i in dims.items()}
@@ -81,6 +84,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ModelError(
             f"{path} is not a pruned network of ours, or is broken: {error}") from error
+
+
+def _check_format(header: Mapping[str, str], path: str | Path) -> None:
+    """Raises ValueError for a file of another kind, ModelError for one of a later format."""
+    kind, _, number = header.get("format", "none").rpartition(".")
+    if kind != _KIND or not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"its format is '{header.get('format', 'none')}', not {_KIND}.{_NUMBER}")
+    if int(number) > _NUMBER:
+        raise ModelError(f"{path} is of format {kind}.{number}, which harness "
+                         f"{header.get('harness', 'of a later version')} wrote; this is harness "
+                         f"{__version__}, which reads {_KIND}.{_NUMBER}. Install the later one.")
 
 
 def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:

@@ -577,31 +577,41 @@ def report(name: str, storage: str | None, home: str | None) -> None:
 @cli.command()
 @click.option("--study", "name", callback=_given, help="Its champion: a study's name, or its id.")
 @click.option("--network", callback=_given, metavar="NETWORK",
-              help="Or another network, such as run:ID:50 (a milestone), as gradcam names them.")
-@click.option("--format", "format_", callback=_given, help="pt2, onnx or state. [pt2]")
-@click.option("--out", callback=_given, metavar="FILE", help="[exports/STUDY.SUFFIX in the home]")
+              help="Or another network: study:STUDY:7, study:STUDY:7:3 (after step 3), run:ID, "
+                   "run:ID:50 (a milestone), run:ID:step-3, model:NAME@champion, model:NAME/2, "
+                   "baseline:CONFIG, file:PATH.")
+@click.option("--format", "format_", callback=_given,
+              help="pt2, onnx, state, mlflow, or all of them. [pt2]")
+@click.option("--out", callback=_given, metavar="PATH",
+              help="A file; with --format all a folder. [exports/STUDY.SUFFIX in the home]")
+@click.option("--fold-batchnorm", "fold", is_flag=True,
+              help="Fold batch norms into the convolutions before them; measured.")
+@click.option("--int8", is_flag=True,
+              help="An 8-bit file beside the ONNX one too; its loss of accuracy is measured.")
+@click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
 @_home
 def export(name: str | None, network: str | None, format_: str | None, out: str | None,
-           home: str | None) -> None:
-    """Write a study's champion, or any network, to a file; check it, compare it with the baseline.
+           fold: bool, int8: bool, storage: str | None, home: str | None) -> None:
+    """Write a study's champion, or any network, to a file; load it again elsewhere and compare it.
 
+    A file that does not compute the same is deleted, and the command ends with 1.
     Example: harness export --study vgg16_budget --format onnx --out champion.onnx
     """
     from harness.console import Console
-    from harness.sweep.champion import export_champion
+    from harness.errors import ExportError
     from harness.sweep.exporting import export_network
-    from harness.sweep.networks import references
+    from harness.sweep.networks import Reference, references
 
     if (name is None) == (network is None):
         raise click.UsageError("give one of --study and --network.")
     console = Console()
-    root, path = _home_of(home), Path(out) if out else None
-    if name is not None:
-        report = export_champion(name, root, format_ or "pt2", path)
-    else:
-        (ref,) = references([str(network)])
-        report = export_network(ref, _shelf(root, home, None, ()), format_ or "pt2", path)
-    console.table(report.title, report.columns, report.rows, report.notes)
+    (ref,) = references([network]) if network else [Reference("study", str(name))]
+    shipped = export_network(ref, _shelf(_home_of(home), home, storage, ()), format_ or "pt2",
+                             Path(out) if out else None, fold=fold, int8=int8)
+    for sheet in shipped.sheets:
+        console.table(sheet.title, sheet.columns, sheet.rows, sheet.notes)
+    if shipped.failures:
+        raise ExportError("\n".join(shipped.failures))
 
 
 @cli.command()
@@ -758,7 +768,7 @@ def _shelf(root: Path, home: str | None, storage: str | None, overrides: Sequenc
     """Where networks are looked for by name."""
     from harness.sweep.networks import Shelf
 
-    return Shelf(root, _tracker("gradcam", root), lambda name: _load_run(name, overrides),
+    return Shelf(root, lambda: _tracker("gradcam", root), lambda name: _load_run(name, overrides),
                  _place(home, storage, None))
 
 

@@ -64,6 +64,16 @@ class Point:
     timestamp_ms: int
 
 
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model, the run that made it, and where the model lies."""
+
+    name: str
+    number: str
+    run_id: str
+    uri: str
+
+
 class Tracker(Protocol):
     """What a study writes while it runs."""
 
@@ -117,8 +127,14 @@ class Tracker(Protocol):
     def read_text(self, run_id: str, path: str) -> str:
         """A text that was written into a run."""
 
-    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-        """(weights and buffers by name, tags) of the run's model of this name, the latest."""
+    def read_model(
+        self, run_id: str, name: str, uri: str = ""
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        """(weights and buffers by name, tags) of the run's model of this name: the latest, or that
+        of a URI, as `log_model` gives it."""
+
+    def registered(self, name: str, which: str) -> Registered:
+        """The version of a registered model: which is @ALIAS or /VERSION."""
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         """Add a picture to the image grid, which steps through them; the first of a step stays."""
@@ -313,7 +329,9 @@ class MlflowTracker:
         with _told(f"read {path} of the run {run_id}"), tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
 
-    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    def read_model(
+        self, run_id: str, name: str, uri: str = ""
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         import torch
         from mlflow.artifacts import download_artifacts
 
@@ -322,7 +340,11 @@ class MlflowTracker:
                 [self.client.get_run(run_id).info.experiment_id],
                 filter_string=f"name = '{name}' AND source_run_id = '{run_id}'",
             )
-            whole = [model for model in found if model.status == "READY"]
+            whole = [
+                model
+                for model in found
+                if model.status == "READY" and uri in ("", f"models:/{model.model_id}")
+            ]
             if not whole:
                 raise TrackingError(f"the run {run_id} has no model '{name}'.")
             model = max(whole, key=lambda kept: kept.creation_timestamp)
@@ -333,6 +355,31 @@ class MlflowTracker:
                 (file,) = Path(place).rglob("*.pt2")
                 program = torch.export.load(file)
         return {**program.state_dict}, dict(model.tags)
+
+    def registered(self, name: str, which: str) -> Registered:
+        with _told(f"find the registered model {name}{which}"):
+            version = (
+                self.client.get_model_version_by_alias(name, which[1:])
+                if which.startswith("@")
+                else self.client.get_model_version(name, which[1:])
+            )
+            # Not its model_id: stores without a server leave that out.
+            if not version.run_id:
+                raise TrackingError(f"{name}/{version.version} is no model of harness: no run.")
+            experiment = self.client.get_run(version.run_id).info.experiment_id
+            made = self.client.search_logged_models(
+                [experiment], filter_string=f"source_run_id = '{version.run_id}'"
+            )
+            places = {
+                place: m for m in made for place in (m.artifact_location, f"models:/{m.model_id}")
+            }
+            if version.source not in places:
+                raise TrackingError(
+                    f"{name}/{version.version} is no model of harness: no run of this store has "
+                    f"{version.source}."
+                )
+            model_id = places[version.source].model_id
+        return Registered(name, str(version.version), version.run_id, f"models:/{model_id}")
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         with _told(f"write the picture {key} of step {step}"):
@@ -621,12 +668,26 @@ class MemoryTracker:
             raise TrackingError(f"MLflow could not read {path} of the run {run_id}.")
         return files[path]
 
-    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    def read_model(
+        self, run_id: str, name: str, uri: str = ""
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         self._run(run_id)
-        found = [m for m in self.models.values() if (m.run_id, m.name) == (run_id, name)]
+        found = [
+            m
+            for own, m in self.models.items()
+            if (m.run_id, m.name) == (run_id, name) and uri in ("", own)
+        ]
         if not found:
             raise TrackingError(f"the run {run_id} has no model '{name}'.")
         return found[-1].module.state_dict(), found[-1].tags
+
+    def registered(self, name: str, which: str) -> Registered:
+        number = self.aliases.get((name, which[1:]), "") if which[0] == "@" else which[1:]
+        uris = self.versions.get(name, [])
+        if not number or not 0 < int(number) <= len(uris):
+            raise TrackingError(f"MLflow could not find the registered model {name}{which}.")
+        uri = uris[int(number) - 1]
+        return Registered(name, number, self.models[uri].run_id, uri)
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         self._run(run_id).images.setdefault((key, step), picture)
@@ -1218,6 +1279,19 @@ def _save_pt2(module: nn.Module, example: Tensor, folder: Path, description: Mod
             ],
             serialization_format="pt2",
         )
+
+
+def save_model(
+    module: nn.Module, example: Tensor, folder: Path, metadata: Mapping[str, object]
+) -> None:
+    """Write a module as a folder that `mlflow.pyfunc.load_model` opens without our code.
+
+    example: (N, C, H, W); metadata: of the MLmodel file. Raises TrackingError.
+    """
+    with _told(f"write the model {folder.name}"):
+        from mlflow.models import Model
+
+        _save_pt2(module, example, folder, Model(metadata=dict(metadata)))
 
 
 @contextmanager

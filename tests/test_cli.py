@@ -110,7 +110,7 @@ def test_an_empty_parameter_is_one_that_was_not_given(harness: Harness, tracker:
     assert {run.study for run in tracker.runs.values()} == {straight.study_id}
     code, out, _ = harness("export", "--study", "tiny", "--format", "", "--out", "", "--home", "")
     assert code == 0
-    assert f"wrote runs/exports/{straight.study_id}.pt2" in out
+    assert f"runs/exports/{straight.study_id}.pt2" in out
 
 
 def test_profile_trials_set_home_and_storage_are_heard(harness: Harness, place: Path,

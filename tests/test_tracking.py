@@ -239,6 +239,29 @@ class TestEveryTracker:
         assert tracker.register(second, "net") == "2"
         assert tracker.register(first, "net") == "1"
 
+    def test_a_version_leads_to_the_run_and_the_model_that_it_is_of(
+        self, tracker: AnyTracker
+    ) -> None:
+        run_id = opened(tracker)
+        nets = [small_net() for _ in range(2)]
+        uris = [
+            tracker.log_model(run_id, net, EXAMPLE, name="pruned", tags={"step": str(step)})
+            for step, net in enumerate(nets)
+        ]
+        for uri in uris:
+            tracker.register(uri, "net")
+        for which, place in (("/1", 0), ("/2", 1), ("@champion", 1)):
+            found = tracker.registered("net", which)
+            assert (found.name, found.number, found.run_id) == ("net", str(place + 1), run_id)
+            assert found.uri == uris[place]
+            tensors, tags = tracker.read_model(run_id, "pruned", found.uri)
+            assert tags["step"] == str(place)
+            own = nets[place].state_dict()
+            assert all(torch.equal(tensors[name], own[name]) for name in own)
+        for which in ("/3", "@nobody"):
+            with pytest.raises(TrackingError, match=f"could not find .* net{which}"):
+                tracker.registered("net", which)
+
     def test_the_launcher_leads_to_the_study(self, tracker: AnyTracker) -> None:
         started, study = opened(tracker, "spiffy-dove"), opened(tracker, "study")
         link_launcher(tracker, started, study, view="#/a/view")
