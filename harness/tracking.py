@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from harness.errors import HarnessError, TrackingError
+from harness.foreign import load_pt2
 
 if TYPE_CHECKING:
     import numpy
@@ -326,7 +327,6 @@ class MlflowTracker:
             return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
 
     def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-        import torch
         from mlflow.artifacts import download_artifacts
 
         with _told(f"read the model {name} of the run {run_id}"):
@@ -343,7 +343,7 @@ class MlflowTracker:
                     model.artifact_location, dst_path=folder, tracking_uri=self.uri
                 )
                 (file,) = Path(place).rglob("*.pt2")
-                program = torch.export.load(file)
+                program = load_pt2(file)
         return {**program.state_dict}, dict(model.tags)
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
@@ -575,7 +575,7 @@ class MemoryTracker:
     models: dict[str, MemoryModel] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
-    registered: dict[tuple[str, str], Version] = field(default_factory=dict)
+    described: dict[tuple[str, str], Version] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
 
     def open_run(
@@ -700,8 +700,8 @@ class MemoryTracker:
         if uri not in versions:
             versions.append(uri)
         version = str(versions.index(uri) + 1)
-        before = self.registered.get((name, version), Version(version, "", {}))
-        self.registered[name, version] = Version(
+        before = self.described.get((name, version), Version(version, "", {}))
+        self.described[name, version] = Version(
             version, description or before.description, {**before.tags, **(tags or {})}
         )
         if alias is not None:
@@ -709,7 +709,7 @@ class MemoryTracker:
         return version
 
     def aliased(self, name: str, alias: str) -> Version | None:
-        return self.registered.get((name, self.aliases.get((name, alias), "")))
+        return self.described.get((name, self.aliases.get((name, alias), "")))
 
     def save_view(self, key: str, value: str) -> str:
         self.views[key] = value

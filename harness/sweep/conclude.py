@@ -75,7 +75,7 @@ def finished(ledger: Ledger, study: Study) -> Outcome | None:
     """What the study found, if it has found all that it is asked for."""
     try:
         outcome = Outcome.from_json(ledger.get("outcome", {}))
-    except (KeyError, TypeError):  # none, or of an earlier version: then it is drawn again
+    except (KeyError, TypeError, ValueError):  # none, or of an earlier version: drawn again
         return None
     has_all = outcome.is_exhausted or outcome.settings_finished >= study.config.trials
     return outcome if has_all and outcome.replicates >= study.config.replicates else None

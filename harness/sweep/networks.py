@@ -8,7 +8,6 @@ run:ID[:MILESTONE]        the model that a run keeps in MLflow; or one of its mi
 file:PATH                 of `harness export --format state`, or `harness.save_pruned`
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from harness.loading import network
 from harness.sweep.champion import outcome_of
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.place import Place
+from harness.sweep.run_files import milestones, plans
 from harness.sweep.storage import told
 from harness.tracking import Tracker
 from harness.trajectories import Stage
@@ -122,7 +122,7 @@ class Shelf:
         return self._of_study(ref, config, data)
 
     def _milestone(self, ref: Reference, config: RunConfig) -> Fetched:
-        known = json.loads(self.tracker.read_text(ref.name, "milestones.json"))
+        known = milestones(self.tracker, ref.name)
         if ref.which not in known:
             raise StudyError(f"the run {ref.name} has no such network: "
                              f"{unknown('milestone', ref.which, known)}")
@@ -138,11 +138,14 @@ class Shelf:
 
     def _of_run(self, ref: Reference, config: RunConfig, data: Data) -> Fetched:
         tensors, tags = self.tracker.read_model(ref.name, "pruned")
-        plans = json.loads(self.tracker.read_text(ref.name, "plan.json"))
+        known = plans(self.tracker, ref.name)
         whole = network(config, data)
         graph = ignoring(traced(whole, data.val.inputs[:8].contiguous(), stages(self.home)),
                          config.prune.ignore, whole)
-        plan = graph.plan(plans[tags.get("step") or max(plans, key=int)]["kept"])
+        step = tags.get("step") or max(known, key=int)
+        if step not in known:
+            raise StudyError(f"the run {ref.name} has no plan of its step {step[:40]}.")
+        plan = graph.plan(known[step]["kept"])
         return Fetched(rebuilt(whole, plan.parameters, tensors).eval(), plan.parameters)
 
     def _of_study(self, ref: Reference, config: RunConfig, data: Data) -> Fetched:

@@ -53,7 +53,7 @@ class Registered:
 
     def version(self, number: str) -> Version:
         if isinstance(self.tracker, MemoryTracker):
-            return self.tracker.registered["net", number]
+            return self.tracker.described["net", number]
         found = self.tracker.client.get_model_version("net", number)
         return Version(number, str(found.description), dict(found.tags))
 
