@@ -23,10 +23,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
+from torch import nn
 
 from harness.checkpoint import load_pruned, save_pruned
 from harness.config import Known, load_run, load_study, run_from_text
@@ -271,6 +273,17 @@ def test_weights_that_are_a_pickle_with_code_are_refused_and_the_code_does_not_r
     (tmp_path / "c.pt").write_bytes(pickle.dumps(Bomb(harmless)))
     with pytest.raises(ModelError, match=r"c.pt is no file of weights"):
         take_over(tiny.net(), str(tmp_path / "c.pt"), "tiny:net", partly=False)
+
+
+def test_torchvisions_weights_in_a_cache_that_somebody_changed_run_no_code(
+        tmp_path: Path, harmless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch unpickles what is in its cache unless it is told not to."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    name = torchvision.models.AlexNet_Weights.DEFAULT.url.rpartition("/")[2]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"features.0.weight": Bomb(harmless)}, tmp_path / "checkpoints" / name)
+    with pytest.raises(ModelError, match="torchvision has no weights of torchvision/alexnet here"):
+        take_over(nn.Linear(1, 1), "torchvision", "torchvision/alexnet", partly=True)
 
 
 @pytest.mark.parametrize("partly", [True, False])
@@ -699,7 +712,7 @@ def test_laughs_by_the_billion_are_refused_without_being_written_out(tmp_path: P
     lines = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     (tmp_path / "run.yaml").write_text("\n".join(lines))
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"run.yaml, line \d+, column \d+: it has more than"):
         load_run(str(tmp_path / "run.yaml"), known=KNOWN)
 
 

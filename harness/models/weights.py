@@ -86,7 +86,8 @@ def _torchvisions(network: str) -> Mapping[str, Tensor]:
     """Fetched, or found in torch's cache."""
     weights = _enum(network)
     try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True,
+                                                             weights_only=True)
     except Exception as error:  # urllib, ssl, sockets, and a hash that is wrong
         file = weights.url.rpartition("/")[2]
         folder = Path(torch.hub.get_dir()) / "checkpoints"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from harness.checkpoint import read_checkpoint, save_pruned
+from harness.checkpoint import load_pruned, read_checkpoint, save_pruned
 from harness.cli import main
 from harness.config import apply, to_yaml
 from harness.data import Data
@@ -129,26 +129,30 @@ def test_any_size_and_kind_of_picture_will_do(tmp_path: Path) -> None:
     assert found.flatten().tolist() == pytest.approx([expected] * 256, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["baseline:tiny", "run", "study"])
-def test_a_network_of_the_store_is_asked_by_its_name(
-        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By three names of one network: a baseline that is trained, and its tensors elsewhere."""
+def said(module: nn.Module, inputs: torch.Tensor) -> list[list[float]]:
+    with torch.no_grad():
+        found: list[list[float]] = module.cpu().eval()(inputs).softmax(1).tolist()
+    return found
+
+
+@pytest.mark.slow
+def test_networks_of_the_store_are_asked_by_their_names(tmp_path: Path) -> None:
+    """A study's baseline and champion, and the model that a run keeps, each against its module."""
     config, data = digits()
     machine = tiny.Machine(tmp_path / "home", MemoryTracker())
+    outcome, _ = machine.conduct(tiny.study(trials=2, base=config, controls=[]))
     shelf = Shelf(machine.home, machine.tracker, lambda _: config, machine.place)
-    pictures = pictures_of_digits(tmp_path, data, 3)
-    if name == "study":
-        outcome, _ = machine.conduct(tiny.study(trials=1, base=config, controls=[]))
-        name = f"study:{outcome.study}:baseline"
-    elif name == "run":
-        machine.conduct(tiny.study(trials=1, base=config, controls=[]))
-        trial, = (key for key, run in machine.tracker.runs.items() if run.role == "trial")
-        name = f"run:{trial}"
-    found = predict(name, pictures, lambda: shelf)
-    assert len(found) == 3
-    if name.startswith("baseline"):
-        again = predict(name, pictures[::-1], lambda: shelf)
-        assert [a.shares for a in again[::-1]] == pytest.approx([f.shares for f in found])
+    pictures, champion = pictures_of_digits(tmp_path, data, 3), outcome.champion
+    assert champion is not None
+    baseline = load_pruned(tiny.net(), machine.home / "studies" / outcome.study_id
+                           / "baseline.safetensors")
+    kept = machine.tracker.models[outcome.model].module
+    for name, module in (("baseline:tiny", baseline), ("study:tiny:baseline", baseline),
+                         ("study:tiny", kept), (f"run:{champion.run_id}", kept)):
+        found = predict(name, pictures, lambda: shelf)
+        for each, row in zip(found, said(module, data.val.inputs[:3]), strict=True):
+            assert [each.shares[str(k)] for k in range(10)] == pytest.approx(row, abs=0.01), name
+    assert said(baseline, data.val.inputs[:3]) != said(kept, data.val.inputs[:3])
 
 
 class Halves(nn.Module):
