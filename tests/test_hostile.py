@@ -688,7 +688,7 @@ TEXTS = {
     "a name that begins with a dot": ("name: .bashrc", "name"),
     "a name with NUL": ('name: "a\\0b"', "name"),
     "a name with a line's end": ('name: "a\\n"', "name"),
-    "nesting without end": ("name: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "nesting without end": ("name: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
     "a table within itself": ("data: &a {options: *a}", "nested too deeply"),
     "weights that are not there, with NUL": ('model: {weights: "a\\0b"}', "there is no file"),
     "an endless number": ("seed: " + "9" * 5000, "is not what its tag says"),
@@ -824,7 +824,7 @@ LOADERS = {r"\bpickle\.(load|loads)\(": set(), r"torch\.load\((?!.*weights_only=
            r"\b(joblib|cloudpickle|dill|shelve|marshal)\b": set(),
            r"\.extractall\(|shutil\.unpack_archive": set(),
            r"pickle\.Unpickler": {"harness/data/cifar.py"},
-           r"torch\.export\.load\(": {"harness/foreign.py", "harness/export.py",
+           r"torch\.export\.load\((?!')": {"harness/foreign.py", "harness/export.py",
                                       "harness/export/reader.py", "harness/export/written.py"}}
 
 
@@ -861,14 +861,19 @@ def test_the_verb_ui_starts_its_server_on_127_0_0_1(
 
     commands: list[list[str]] = []
 
-    def caught(command: list[str], **_: Any) -> None:
+    real = subprocess.Popen
+
+    def caught(command: list[str], **more: Any) -> Any:
+        if "mlflow" not in command:  # MLflow asks the machine this and that
+            return real(command, **more)
         commands.append(command)
         raise TrackingError("caught")
 
     monkeypatch.setattr(tracking.subprocess, "Popen", caught)
     with pytest.raises(TrackingError, match="caught"):
         tracking.serve(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, 5999)
-    command, = commands
+    command = commands[-1]
+    assert " ".join(command[1:4]) == "-m mlflow server"
     assert command[command.index("--host") + 1] == "127.0.0.1"
 
 
