@@ -7,6 +7,7 @@ whole module of the same architecture is cut by the plan and given the weights.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             header = file.metadata() or {}
             _check_format(header, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        kept = json.loads(header["parameters"])
-        parameters = {name: {int(d): torch.tensor(i, dtype=torch.long) for d, i in dims.items()}
-                      for name, dims in kept.items()}
-        return Checkpoint(parameters, tensors, json.loads(header["metadata"]))
+        metadata = json.loads(header["metadata"])
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no table")
+        return Checkpoint(_parameters(json.loads(header["parameters"])), tensors, metadata)
     except FileNotFoundError as error:
         raise ModelError(f"no file {path}.") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError,
+            RecursionError, MemoryError) as error:
         raise ModelError(
             f"{path} is not a pruned network of ours, or is broken: {error}") from error
 
@@ -95,6 +97,23 @@ def _check_format(header: Mapping[str, str], path: str | Path) -> None:
         raise ModelError(f"{path} is of format {kind}.{number}, which harness "
                          f"{header.get('harness', 'of a later version')} wrote; this is harness "
                          f"{__version__}, which reads {_KIND}.{_NUMBER}. Install the later one.")
+
+
+def _parameters(kept: Mapping[str, Mapping[str, list[int]]]) -> dict[str, dict[int, Tensor]]:
+    """The plan of a file's header. Raises ValueError, AttributeError or TypeError for what is none.
+    """
+    for name, dims in kept.items():
+        for dim, indices in dims.items():
+            if not isinstance(indices, list) or not all(type(i) is int for i in indices):
+                raise ValueError(f"what is kept of {name} is no list of whole numbers")
+            if not dim.isdecimal() or len(dim) > 2:
+                raise ValueError(f"{name} has no dimension {dim[:20]!r}")
+            rising = all(a < b for a, b in pairwise(indices))
+            if not rising or not indices or indices[0] < 0 or indices[-1] >= 2**31:
+                raise ValueError(f"what is kept of {name} must be numbers from 0 on that rise, "
+                                 "each once")
+    return {name: {int(dim): torch.tensor(indices) for dim, indices in dims.items()}
+            for name, dims in kept.items()}
 
 
 def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:

@@ -658,6 +658,35 @@ def gradcam(networks: Sequence[str], numbers: Sequence[int], count: int | None, 
 
 
 @cli.command()
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@click.option("--model", required=True, metavar="NETWORK",
+              help="A file that `export` wrote (.pt2, .onnx, .safetensors), or a network as "
+                   "gradcam names them: study:STUDY, run:ID, baseline:CONFIG, ...")
+@click.option("--out", callback=_given, metavar="FOLDER", help="Of masks. [beside the pictures]")
+@click.option("--json", "as_json", is_flag=True, help="Print every class's share as JSON instead.")
+@click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
+@_home
+def predict(pictures: Sequence[str], model: str, out: str | None, as_json: bool,
+            storage: str | None, home: str | None) -> None:
+    """Say what a trained network sees in pictures, png or jpg, of any size, grey or in colour.
+
+    They are brought to size and scaled as those that it was trained on. A network of pixels writes
+    a mask for each. Example: harness predict --model champion.pt2 digit.png
+    """
+    from harness.console import Console
+    from harness.sweep import predicting
+
+    found = predicting.predict(model, [Path(name) for name in pictures],
+                               lambda: _shelf(_home_of(home), home, storage, ()),
+                               Path(out) if out else None)
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in found], indent=1))
+        return
+    columns, rows = predicting.table(found)
+    Console().table(f"seen by {model}", columns, rows)
+
+
+@cli.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @_home
 def ui(port: int, home: str | None) -> None:

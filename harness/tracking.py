@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from harness.errors import HarnessError, TrackingError
+from harness.foreign import load_pt2
 
 if TYPE_CHECKING:
     import numpy
@@ -72,6 +73,15 @@ class Registered:
     number: str
     run_id: str
     uri: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model, as it was described."""
+
+    version: str
+    description: str
+    tags: Mapping[str, str]
 
 
 class Tracker(Protocol):
@@ -174,14 +184,17 @@ class Tracker(Protocol):
         uri: str,
         name: str,
         *,
-        alias: str = "champion",
+        alias: str | None = None,
         description: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Make the model a version of the registered model `name` and point `alias` at it.
+        """Make the model a version of the registered model `name`; point `alias` at it, if given.
 
         Returns: the version; the one that it has already, if it was registered before.
         """
+
+    def aliased(self, name: str, alias: str) -> Version | None:
+        """The version of the registered model that the alias points at, if there is one."""
 
     def save_view(self, key: str, value: str) -> str:
         """Save a view of the experiment (see comparison_view). Returns its path in the pages."""
@@ -332,7 +345,6 @@ class MlflowTracker:
     def read_model(
         self, run_id: str, name: str, uri: str = ""
     ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-        import torch
         from mlflow.artifacts import download_artifacts
 
         with _told(f"read the model {name} of the run {run_id}"):
@@ -353,7 +365,7 @@ class MlflowTracker:
                     model.artifact_location, dst_path=folder, tracking_uri=self.uri
                 )
                 (file,) = Path(place).rglob("*.pt2")
-                program = torch.export.load(file)
+                program = load_pt2(file)
         return {**program.state_dict}, dict(model.tags)
 
     def registered(self, name: str, which: str) -> Registered:
@@ -488,7 +500,7 @@ class MlflowTracker:
         uri: str,
         name: str,
         *,
-        alias: str = "champion",
+        alias: str | None = None,
         description: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
@@ -519,8 +531,21 @@ class MlflowTracker:
                 self.client.update_model_version(name, version, description)
             for key, value in (tags or {}).items():
                 self.client.set_model_version_tag(name, version, key, value)
-            self.client.set_registered_model_alias(name, alias, version)
+            if alias is not None:
+                self.client.set_registered_model_alias(name, alias, version)
         return str(version)
+
+    def aliased(self, name: str, alias: str) -> Version | None:
+        from mlflow.exceptions import MlflowException
+
+        with _told(f"read the alias {alias} of the model {name}"):
+            try:
+                found = self.client.get_model_version_by_alias(name, alias)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+        return Version(str(found.version), found.description or "", dict(found.tags))
 
     def _list_version(self, model: LoggedModel, entry: Mapping[str, object]) -> None:
         # What the pages of a model lead to; MLflow's client leaves it to the caller.
@@ -597,6 +622,7 @@ class MemoryTracker:
     models: dict[str, MemoryModel] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
+    described: dict[tuple[str, str], Version] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
 
     def open_run(
@@ -725,7 +751,7 @@ class MemoryTracker:
         uri: str,
         name: str,
         *,
-        alias: str = "champion",
+        alias: str | None = None,
         description: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
@@ -735,8 +761,16 @@ class MemoryTracker:
         if uri not in versions:
             versions.append(uri)
         version = str(versions.index(uri) + 1)
-        self.aliases[name, alias] = version
+        before = self.described.get((name, version), Version(version, "", {}))
+        self.described[name, version] = Version(
+            version, description or before.description, {**before.tags, **(tags or {})}
+        )
+        if alias is not None:
+            self.aliases[name, alias] = version
         return version
+
+    def aliased(self, name: str, alias: str) -> Version | None:
+        return self.described.get((name, self.aliases.get((name, alias), "")))
 
     def save_view(self, key: str, value: str) -> str:
         self.views[key] = value

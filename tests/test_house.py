@@ -14,8 +14,8 @@ ROOT = Path(harness.__file__).parent
 # Bottom up; a room imports from lower floors alone, and rooms of one floor are strangers.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "labels", "page"}),
-    frozenset({"adapt_file", "augment", "dimensions", "distillation", "losses", "plugins",
-               "schedules"}),
+    frozenset({"adapt_file", "augment", "dimensions", "distillation", "foreign", "losses",
+               "plugins", "schedules"}),
     frozenset({"settings"}),
     frozenset({"config", "runtime", "train", "evaluate", "store", "tracking", "comparison_view",
                "console", "models", "data", "engine"}),

@@ -249,7 +249,7 @@ class TestEveryTracker:
             for step, net in enumerate(nets)
         ]
         for uri in uris:
-            tracker.register(uri, "net")
+            tracker.register(uri, "net", alias="champion")
         for which, place in (("/1", 0), ("/2", 1), ("@champion", 1)):
             found = tracker.registered("net", which)
             assert (found.name, found.number, found.run_id) == ("net", str(place + 1), run_id)
@@ -403,7 +403,8 @@ class TestModels:
 
     def test_the_champion_is_found_by_its_alias(self, mlflow_tracker: MlflowTracker) -> None:
         uri = mlflow_tracker.log_model(opened(mlflow_tracker), small_net(), EXAMPLE, name="a")
-        mlflow_tracker.register(uri, "net", description="the best", tags={"budget": "0.1"})
+        mlflow_tracker.register(uri, "net", alias="champion", description="the best",
+                                tags={"budget": "0.1"})
         champion = mlflow_tracker.client.get_model_version_by_alias("net", "champion")
         place = mlflow_tracker.client.get_model_version_download_uri("net", str(champion.version))
         assert (Path(place) / "data" / "model.pt2").exists()

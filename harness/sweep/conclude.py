@@ -26,6 +26,7 @@ from harness.sweep.controls import AGAIN, Control, Controls
 from harness.sweep.ledger import Ledger, ordinal_of
 from harness.sweep.outcome import LayerKept, Outcome, Row
 from harness.sweep.pictures import FOLDER, of_study
+from harness.sweep.registry import Standing, register_champion
 from harness.sweep.report import RUN_FILE, STUDY_FILE
 from harness.sweep.report import keep as keep_report
 from harness.sweep.results import Effort, Final, Result, effort_of
@@ -74,7 +75,7 @@ def finished(ledger: Ledger, study: Study) -> Outcome | None:
     """What the study found, if it has found all that it is asked for."""
     try:
         outcome = Outcome.from_json(ledger.get("outcome", {}))
-    except (KeyError, TypeError):  # none, or of an earlier version: then it is drawn again
+    except (KeyError, TypeError, ValueError):  # none, or of an earlier version: drawn again
         return None
     has_all = outcome.is_exhausted or outcome.settings_finished >= study.config.trials
     return outcome if has_all and outcome.replicates >= study.config.replicates else None
@@ -214,7 +215,7 @@ def checksum(stage: Stage) -> str:
 
 
 def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> str:
-    """The front as models that load without our code; the champion registered under its alias.
+    """The front as models that load without our code; the champion registered, see `registry`.
 
     Returns: the champion's URI, '' without one.
     """
@@ -236,10 +237,12 @@ def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> s
     if champion is None:
         return ""
     uri = logged[champion.final.key]
-    share = champion.final.macs / agent.experiment.whole.macs
-    agent.tracker.register(uri, agent.study.config.name, alias="champion", description=(
+    chosen = agent.experiment.chosen
+    standing = Standing.of(agent.question, champion.final, study=agent.study_id,
+                           trial=champion.ordinal, data=chosen.fingerprint, measure=chosen.measure)
+    register_champion(agent.tracker, uri, agent.study.config.name, standing, (
         f"Of {agent.study_id}, {agent.question.text}: "
-        f"{champion.final.accuracy:.2%} on validation at {share:.1%} of the FLOPs, "
+        f"{champion.final.accuracy:.2%} on validation at {standing.share:.1%} of the FLOPs, "
         f"trial {champion.ordinal}, step {champion.final.step}."))
     return uri
 

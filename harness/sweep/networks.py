@@ -11,7 +11,6 @@ model:NAME[@ALIAS | /N]   of MLflow's registry, by alias (champion if none is gi
 file:PATH                 of `harness export --format state`, or `harness.save_pruned`
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from harness.sweep.ledger import ordinal_of
 from harness.sweep.outcome import Outcome
 from harness.sweep.place import Place
 from harness.sweep.results import Result
+from harness.sweep.run_files import milestones, plans
 from harness.sweep.runs import named
 from harness.sweep.storage import told
 from harness.tracking import Registered, Tracker
@@ -195,7 +195,7 @@ class Shelf:
         return self.tracker.registered(ref.name, ref.which)
 
     def _milestone(self, ref: Reference, config: RunConfig) -> Fetched:
-        known = json.loads(self.tracker.read_text(ref.name, "milestones.json"))
+        known = milestones(self.tracker, ref.name)
         if ref.which not in known:
             raise StudyError(f"the run {ref.name} has no such network: "
                              f"{unknown('milestone', ref.which, known)}")
@@ -203,10 +203,10 @@ class Shelf:
         return self._in_store(ref, config, found["stage"], {"run": ref.name, "step": found["step"]})
 
     def _step_of_run(self, ref: Reference, run_id: str, config: RunConfig, **more: Any) -> Fetched:
-        plans = json.loads(self.tracker.read_text(run_id, "plan.json"))
-        if str(ref.step) not in plans:
-            raise StudyError(f"{ref}: {_no_step(ref, len(plans))}")
-        return self._in_store(ref, config, plans[str(ref.step)]["stage"],
+        known = plans(self.tracker, run_id)
+        if str(ref.step) not in known:
+            raise StudyError(f"{ref}: {_no_step(ref, len(known))}")
+        return self._in_store(ref, config, known[str(ref.step)]["stage"],
                               {"run": run_id, "step": ref.step, **more})
 
     def _in_store(self, ref: Reference, config: RunConfig, key: str, lineage: Mapping[str, Any],
@@ -221,12 +221,14 @@ class Shelf:
     def _of_run(self, run_id: str, config: RunConfig, data: Data, version: Registered | None = None,
                 ) -> Fetched:
         tensors, tags = self.tracker.read_model(run_id, "pruned", version.uri if version else "")
-        plans = json.loads(self.tracker.read_text(run_id, "plan.json"))
-        step = tags.get("step") or max(plans, key=int)
+        known = plans(self.tracker, run_id)
+        step = tags.get("step") or max(known, key=int)
+        if step not in known:
+            raise StudyError(f"the run {run_id} has no plan of its step {step[:40]}.")
         whole = network(config, data)
         graph = ignoring(traced(whole, data.val.inputs[:8].contiguous(), stages(self.home)),
                          config.prune.ignore, whole)
-        plan = graph.plan(plans[step]["kept"])
+        plan = graph.plan(known[step]["kept"])
         lineage = {"run": run_id, "step": int(step), "stage": tags.get("stage")}
         if version:
             lineage["version"] = f"{version.name}/{version.number}"
