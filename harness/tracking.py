@@ -167,6 +167,19 @@ class Tracker(Protocol):
         Returns: the version; the one that it has already, if it was registered before.
         """
 
+    def describe_model(
+        self,
+        name: str,
+        *,
+        alias: str = "champion",
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Say what the pages of a registered model show: of it, and of the version at `alias`.
+
+        The tags go to both: the list of models compares models by them, a model's page versions.
+        """
+
     def save_view(self, key: str, value: str) -> str:
         """Save a view of the experiment (see comparison_view). Returns its path in the pages."""
 
@@ -475,6 +488,21 @@ class MlflowTracker:
             self.client.set_registered_model_alias(name, alias, version)
         return str(version)
 
+    def describe_model(
+        self,
+        name: str,
+        *,
+        alias: str = "champion",
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        with _told(f"describe the model {name}"):
+            version = self.client.get_model_version_by_alias(name, alias).version
+            self.client.update_registered_model(name, description)
+            for key, value in _short_tags(tags or {}).items():
+                self.client.set_registered_model_tag(name, key, value)
+                self.client.set_model_version_tag(name, version, key, value)
+
     def _list_version(self, model: LoggedModel, entry: Mapping[str, object]) -> None:
         # What the pages of a model lead to; MLflow's client leaves it to the caller.
         listed = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
@@ -550,6 +578,7 @@ class MemoryTracker:
     models: dict[str, MemoryModel] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
+    described: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
 
     def open_run(
@@ -600,7 +629,9 @@ class MemoryTracker:
         return {step for step, _ in self._run(run_id).curve(key)}
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        self._run(run_id).tags.update(tags)
+        run = self._run(run_id)
+        run.tags.update(tags)
+        run.name = tags.get("mlflow.runName", run.name)
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         self._run(run_id).files[path] = text
@@ -677,6 +708,18 @@ class MemoryTracker:
         self.aliases[name, alias] = version
         return version
 
+    def describe_model(
+        self,
+        name: str,
+        *,
+        alias: str = "champion",
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        if (name, alias) not in self.aliases:
+            raise TrackingError(f"MLflow could not describe the model {name}: no alias {alias}.")
+        self.described[name] = (description, dict(tags or {}))
+
     def save_view(self, key: str, value: str) -> str:
         self.views[key] = value
         return view_path(self.experiment_id, key)
@@ -734,9 +777,14 @@ def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
 def _named(text: str, every: Sequence[Written]) -> list[Written]:
     study, _, name = text.rpartition("/")
     if study:
-        return [run for run in every if run.name == name
+        return [run for run in every if _is_called(run, name)
                 and study in (run.study, run.study.rpartition("-")[0])][:1]
     return [run for run in every if text and run.run_id.startswith(text)]
+
+
+def _is_called(run: Written, name: str) -> bool:
+    """The champion may be named with and without its title."""
+    return run.name in (name, f"{name}, champion")
 
 
 @cache

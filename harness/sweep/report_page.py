@@ -16,10 +16,9 @@ from harness.engine.cost import FLOPS_PER_MAC
 from harness.page import Bar, Html
 from harness.sweep import telling
 from harness.sweep.bookkeeping import PARTS
-from harness.sweep.controls import AGAIN
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.outcome import LayerKept, Outcome
-from harness.sweep.results import Result
+from harness.sweep.results import AGAIN, Result
 from harness.sweep.runs import named
 
 EARLIER = "This study was finished by an earlier version, which did not keep that."
