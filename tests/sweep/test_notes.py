@@ -1,6 +1,7 @@
 """What a run's page tells a person: what was tried, what came out, and which is the champion."""
 
 import re
+from pathlib import Path
 
 import pytest
 import tiny
@@ -93,11 +94,13 @@ def test_the_champions_run_is_named_and_described_as_such(whole: conftest.Whole)
     assert not any("champion" in run.tags[NOTE] for run in others)
 
 
-def test_a_champion_that_is_beaten_is_named_as_one_trial_of_many(tmp_path: object) -> None:
-    machine = Machine(tmp_path)  # type: ignore[arg-type]
+def test_a_champion_that_is_beaten_is_named_as_one_trial_of_many(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
     seen = set()
-    for trials in (1, 2, 3, 4):
-        outcome, _ = machine.conduct(tiny.study(trials=trials, controls=[]))
+    for trials in (1, 2):
+        outcome, _ = machine.conduct(tiny.study(
+            trials=trials, controls=[], budget={"flops": 1.0},
+            sampler={"name": "random", "seed": 0}))
         crowned = [run for run in machine.runs("trial") if run.name.endswith(", champion")]
         noted = [run for run in machine.runs("trial") if "The champion of" in run.tags[NOTE]]
         assert noted == crowned
