@@ -50,7 +50,9 @@ def _facts(outcome: Outcome) -> dict[str, str]:
     """What the list of models, and that of a model's versions, compare."""
     best = outcome.champion
     assert best is not None
-    return {"study": outcome.study_id, "trial": best.name, "kind": outcome.kind,
+    found = f"{percent(best.accuracy)} at {percent(best.share)} of the FLOPs"
+    return {"found": f"{found} (baseline {percent(outcome.baseline.accuracy)})",
+            "study": outcome.study_id, "trial": best.name, "kind": outcome.kind,
             "accuracy": percent(best.accuracy), "test accuracy": percent(best.test_accuracy),
             "baseline": percent(outcome.baseline.accuracy), "FLOPs": percent(best.share),
             "parameters": count(best.params)}
