@@ -27,8 +27,8 @@ def test_the_studies_are_listed_and_lead_to_note_and_pictures(
     outcome = pages.studies["budget"]
     page = show(f"{board.of(outcome.study_id)}/note")
     page.get_by_text(outcome.question).first.wait_for()
-    page = show(f"{board.of(outcome.study_id)}/artifacts")
-    page.get_by_text("accuracy_vs_flops.png").first.wait_for()
+    page = show(board.of(outcome.study_id))
+    page.get_by_text("accuracy_vs_flops.png").first.wait_for(state="attached")
 
 
 def test_a_trial_shows_its_note(pages: Pages, board: Dashboard, show: Open) -> None:
