@@ -2,8 +2,8 @@
 
     python docs/screenshots.py vgg16_budget --home runs [--store sqlite:///mlflow.db] [--out docs]
 
-The study has run with this home and this store (by default as `harness` finds them). Needs Chromium,
-and playwright and optuna-dashboard of the extra `test`. Look at what it made before you commit it.
+The study has run with this home and this store (by default as `harness` finds them). Needs
+Chromium, and the extra `test`. Look at what it made before you commit it.
 """
 
 import argparse
