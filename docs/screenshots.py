@@ -51,7 +51,6 @@ def main() -> None:
             page.get_by_text(wait_for).first.wait_for()
             if click:
                 page.get_by_text(click).first.click()
-            page.wait_for_load_state("networkidle")
             page.wait_for_timeout(5000)  # charts move into their places
             page.screenshot(path=asked.out / f"{name}.png")
             _shrink(asked.out / f"{name}.png")
