@@ -12,6 +12,7 @@ from harness.settings import AGNOSTIC, SCRATCH
 from harness.sweep.results import AGAIN, Final, Result
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
+GAP = "&emsp;"
 MOST_STEPS = 24  # of a walk; of a longer one the first and the last are shown
 
 # Control -> what it does other than the champion; all others are criteria.
@@ -100,15 +101,17 @@ def baseline(experiment: Experiment, replicate: int = 0) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; numbers stand right. A bar in a cell would end it, so it is written as its code."""
+    """A table; numbers stand right, and columns apart, for MLflow's pages set them without a gap."""
     cells = [[_cell(value) for value in row] for row in rows]
     sides = ["--:" if n and all(_is_number(row[n]) for row in cells) else "---"
              for n in range(len(columns))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [
-        [_cell(name) for name in columns], sides, *cells])
+    head, *body = ("| " + f"{GAP} | ".join(line) + " |" for line in [
+        [_cell(name) for name in columns], *cells])
+    return "\n".join([head, "| " + " | ".join(sides) + " |", *body])
 
 
 def _cell(value: object) -> str:
+    """A bar would end it, so it is written as its code."""
     text = NOTHING if value is None else str(value)
     return text.replace("|", "&#124;").replace("\n", " ").replace("_", "\\_") or " "
 

@@ -74,7 +74,7 @@ def test_a_trials_page_tells_what_was_tried_and_what_came_out(
     said = unfolded(page)
     assert f"{100 * best.accuracy:.2f} % on validation" in said
     assert "The champion of its study" in said
-    cells = page.locator("td").all_inner_texts()
+    cells = [cell.strip() for cell in page.locator("td").all_inner_texts()]
     assert {"accuracy (validation)", f"{100 * best.share:.2f} %", str(best.filters)} <= set(cells)
 
 
@@ -89,7 +89,8 @@ def test_the_studys_page_tells_answer_and_how_to_have_it_again(
     assert outcome.weights in said
     assert all(text in said for text in outcome.verdict)
     assert "python -m harness study" in said
-    assert f"{100 * outcome.baseline.accuracy:.2f} %" in page.locator("td").all_inner_texts()
+    assert f"{100 * outcome.baseline.accuracy:.2f} %" in [
+        cell.strip() for cell in page.locator("td").all_inner_texts()]
 
 
 def test_the_baselines_page_tells_what_was_trained(pages: Pages, show: Open) -> None:
