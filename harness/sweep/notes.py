@@ -101,7 +101,7 @@ def baseline(experiment: Experiment, replicate: int = 0) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; numbers stand right, and columns apart, for MLflow's pages set them without a gap."""
+    """A table; numbers stand right, columns apart: MLflow's pages set them without a gap."""
     cells = [[_cell(value) for value in row] for row in rows]
     sides = ["--:" if n and all(_is_number(row[n]) for row in cells) else "---"
              for n in range(len(columns))]
