@@ -1,5 +1,6 @@
 """What the report of a study says, section by section, as a person would tell it."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -273,8 +274,15 @@ def _environment(outcome: Outcome) -> Iterator[Html]:
         yield page.text(EARLIER)
         return
     yield page.table(["what", "value"], [
-        [_plain(name), value] for name, value in sorted(outcome.environment.items())
+        [_plain(name), anonymous(value)] for name, value in sorted(outcome.environment.items())
         if name not in HIDDEN], notes=["of the process that ended the study"])
+
+
+def anonymous(system: str) -> str:
+    """A system without what its builder calls its kernel: Linux-6.1.0-ours-7-x86_64-with-glibc2.36
+    as Linux-6.1.0-x86_64-with-glibc2.36."""
+    return re.sub(r"^(Linux-[\d.]+)-.*?-?(?=-(x86_64|aarch64|armv7l|ppc64le|riscv64|s390x)\b)",
+                  r"\1", system)
 
 
 def _plain(name: str) -> str:
