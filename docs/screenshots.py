@@ -22,6 +22,7 @@ from harness.sweep.place import Place
 from harness.tracking import run_path, serve
 
 WIDTH = 1500
+TOLD = 1000  # of a run's page without its right side, where the names of machine and user stand
 PATIENCE_MS = 120_000.0
 # Without MLflow's panel for questions and its note on new pages, which lie over what is shown.
 SETTLED = """
@@ -44,23 +45,30 @@ def main() -> None:
     number = outcome.experiment_id
     with (serve(asked.store, asked.home, _free_port()) as server,
           dashboard(place, _free_port(), outcome.study_id) as board, _browser() as page):
-        def shot(name: str, url: str, wait_for: str, height: int, click: str = "") -> None:
+        def shot(name: str, url: str, wait_for: str, height: int, click: str = "",
+                 scroll_to: str = "", width: int = WIDTH) -> None:
             page.set_viewport_size({"width": WIDTH, "height": height})
             page.goto("about:blank")
             page.goto(url)
             page.get_by_text(wait_for).first.wait_for()
             if click:
                 page.get_by_text(click).first.click()
+            if scroll_to:
+                page.get_by_text(scroll_to).first.scroll_into_view_if_needed()
             page.wait_for_timeout(5000)  # charts move into their places
-            page.screenshot(path=asked.out / f"{name}.png")
+            page.screenshot(path=asked.out / f"{name}.png",
+                            clip={"x": 0, "y": 0, "width": width, "height": height})
             _shrink(asked.out / f"{name}.png")
 
         shot("comparison", f"{server.url}/{outcome.view}", "Accuracy against compute", 1400)
+        shot("comparison_settings", f"{server.url}/{outcome.view}", "Accuracy against compute", 1200,
+             scroll_to="Channels left in each layer")
         shot("trial_page", f"{server.url}/{run_path(number, outcome.champion.run_id)}",
-             "Tried:", 1050, click="Show more")
-        shot("study_page", f"{server.url}/{run_path(number, study_run)}", "Asked for:", 1250,
-             click="Show more")
-        shot("dashboard", f"{board.of(outcome.study_id)}/trials", "Tried:", 950)
+             "Tried:", 800, click="Show more", width=TOLD)
+        shot("study_page", f"{server.url}/{run_path(number, study_run)}", "Asked for:", 920,
+             click="Show more", width=TOLD)
+        shot("dashboard", f"{board.of(outcome.study_id)}/trials?numbers="
+             f"{outcome.champion.name.rpartition(' ')[2]}", "Tried:", 950)
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from harness.sweep.outcome import Outcome
 
 def study(outcome: Outcome) -> str:
     """What a finished study asked and found, and how to have it again."""
-    sheet, versus = telling.networks(outcome, with_controls=True), telling.against(outcome)
+    # Of replicates the comparison has the means; the report lists every one.
+    sheet = telling.networks(outcome, with_controls=not outcome.replicates)
+    versus = telling.against(outcome)
     parts = [f"**Asked for:** {outcome.question}.", f"**Found:** {telling.answer(outcome)}"]
     if outcome.verdict:
         parts += ["**How sure is that?**", "\n".join(f"- {text}" for text in outcome.verdict)]

@@ -19,6 +19,7 @@ from harness.errors import StudyError
 from harness.sweep.outcome import Outcome
 from harness.sweep.place import study_id
 from harness.sweep.report import REPORT, report_study, write
+from harness.sweep.report_page import anonymous
 from harness.sweep.verdict import Versus
 from sweep.conftest import Whole
 
