@@ -710,6 +710,28 @@ def ui(port: int, home: str | None) -> None:
         server.wait()
 
 
+@cli.command()
+@click.argument("name", metavar="[STUDY]", required=False)
+@click.option("--port", default=8080, show_default=True)
+@click.option("--storage", callback=_given, metavar="URL", help="Where the studies are kept.")
+@_home
+def dashboard(name: str | None, port: int, storage: str | None, home: str | None) -> None:
+    """Start Optuna's dashboard on the studies' storage, on 127.0.0.1, with notes and pictures.
+
+    STUDY is a study's name or its id; without it all get their notes. Needs the extra dashboard.
+    Example: harness dashboard vgg16_budget
+    """
+    from harness.console import Console
+    from harness.sweep.dashboard import dashboard as served
+
+    console = Console()
+    with served(_place(home, storage, None), port, name) as pages:
+        for study_id in pages.studies:
+            console.say(f"{study_id}: {pages.of(study_id)}")
+        console.say("Ctrl-C ends it.")
+        pages.wait()
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb; a user's mistake is a sentence and an exit code, never a traceback."""
     # Before torch loads: a thread that spins while it waits collapses when another process runs.

@@ -196,6 +196,11 @@ class Tracker(Protocol):
     def aliased(self, name: str, alias: str) -> Version | None:
         """The version of the registered model that the alias points at, if there is one."""
 
+    def describe_model(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Say what the list of registered models and the page of this one show."""
+
     def save_view(self, key: str, value: str) -> str:
         """Save a view of the experiment (see comparison_view). Returns its path in the pages."""
 
@@ -547,6 +552,14 @@ class MlflowTracker:
                 raise
         return Version(str(found.version), found.description or "", dict(found.tags))
 
+    def describe_model(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> None:
+        with _told(f"describe the model {name}"):
+            self.client.update_registered_model(name, description)
+            for key, value in _short_tags(tags or {}).items():
+                self.client.set_registered_model_tag(name, key, value)
+
     def _list_version(self, model: LoggedModel, entry: Mapping[str, object]) -> None:
         # What the pages of a model lead to; MLflow's client leaves it to the caller.
         listed = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
@@ -623,6 +636,7 @@ class MemoryTracker:
     versions: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
     described: dict[tuple[str, str], Version] = field(default_factory=dict)
+    models_described: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
 
     def open_run(
@@ -673,7 +687,9 @@ class MemoryTracker:
         return {step for step, _ in self._run(run_id).curve(key)}
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        self._run(run_id).tags.update(tags)
+        run = self._run(run_id)
+        run.tags.update(tags)
+        run.name = tags.get("mlflow.runName", run.name)
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         self._run(run_id).files[path] = text
@@ -772,6 +788,13 @@ class MemoryTracker:
     def aliased(self, name: str, alias: str) -> Version | None:
         return self.described.get((name, self.aliases.get((name, alias), "")))
 
+    def describe_model(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> None:
+        if name not in self.versions:
+            raise TrackingError(f"MLflow could not describe the model {name}: there is none.")
+        self.models_described[name] = (description, dict(tags or {}))
+
     def save_view(self, key: str, value: str) -> str:
         self.views[key] = value
         return view_path(self.experiment_id, key)
@@ -829,9 +852,14 @@ def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
 def _named(text: str, every: Sequence[Written]) -> list[Written]:
     study, _, name = text.rpartition("/")
     if study:
-        return [run for run in every if run.name == name
+        return [run for run in every if _is_called(run, name)
                 and study in (run.study, run.study.rpartition("-")[0])][:1]
     return [run for run in every if text and run.run_id.startswith(text)]
+
+
+def _is_called(run: Written, name: str) -> bool:
+    """The champion may be named with and without its title."""
+    return run.name in (name, f"{name}, champion")
 
 
 @cache

@@ -482,8 +482,8 @@ VERBS = sorted(cli.commands)
 @pytest.mark.rows("R130")
 def test_these_are_the_verbs() -> None:
     assert VERBS == ["agent", "baseline", "channels", "check", "compare", "cost", "criteria",
-                     "data", "evaluate", "export", "gradcam", "import-adapt", "report", "run",
-                     "sensitivity", "sparsify", "status", "study", "ui"]
+                     "dashboard", "data", "evaluate", "export", "gradcam", "import-adapt",
+                     "report", "run", "sensitivity", "sparsify", "status", "study", "ui"]
 
 
 @pytest.mark.rows("R130")
