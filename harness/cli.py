@@ -588,10 +588,14 @@ def report(name: str, storage: str | None, home: str | None) -> None:
               help="Fold batch norms into the convolutions before them; measured.")
 @click.option("--int8", is_flag=True,
               help="An 8-bit file beside the ONNX one too; its loss of accuracy is measured.")
+@click.option("--round-to", callback=_count, metavar="N",
+              help="Of a trial: widths rounded up to multiples of N (8, 16) and retrained; exported "
+                   "if that is faster.")
 @click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
 @_home
 def export(name: str | None, network: str | None, format_: str | None, out: str | None,
-           fold: bool, int8: bool, storage: str | None, home: str | None) -> None:
+           fold: bool, int8: bool, round_to: int | None, storage: str | None,
+           home: str | None) -> None:
     """Write a study's champion, or any network, to a file; load it again elsewhere and compare it.
 
     A file that does not compute the same is deleted, and the command ends with 1.
@@ -607,7 +611,7 @@ def export(name: str | None, network: str | None, format_: str | None, out: str 
     console = Console()
     (ref,) = references([network]) if network else [Reference("study", str(name))]
     shipped = export_network(ref, _shelf(_home_of(home), home, storage, ()), format_ or "pt2",
-                             Path(out) if out else None, fold=fold, int8=int8)
+                             Path(out) if out else None, fold=fold, int8=int8, round_to=round_to)
     for sheet in shipped.sheets:
         console.table(sheet.title, sheet.columns, sheet.rows, sheet.notes)
     if shipped.failures:

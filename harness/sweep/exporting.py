@@ -23,6 +23,7 @@ from harness.loading import architecture, load_data
 from harness.runtime import settle
 from harness.sweep.champion import outcome_of
 from harness.sweep.networks import Fetched, Reference, Shelf
+from harness.sweep.rounding_up import rounded_network
 
 ALL = "all"
 _USE = {"pt2": "torch.export.load('{}').module()(pictures)",
@@ -47,12 +48,14 @@ def formats_of(name: str) -> tuple[str, ...]:
 
 
 def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None, *,
-                   fold: bool = False, int8: bool = False) -> Shipped:
+                   fold: bool = False, int8: bool = False, round_to: int | None = None,
+                   ) -> Shipped:
     """Write a network to a file, or in `all` formats into a folder; load each again and compare.
 
     A champion is compared on the test split, beside its baseline; any other on validation. out:
     by default under `exports` in the home. fold: without the batch norms that can be folded; int8:
-    an 8-bit file beside the ONNX one, which is measured, not judged.
+    an 8-bit file beside the ONNX one, which is measured, not judged. round_to: of a trial, the
+    network with its widths rounded up to multiples of it, retrained, if that is faster.
     Raises UnknownName for a format, ExportError for what cannot be asked together, and what
     fetching the network raises; a file that cannot be written, or differs, is among the failures.
     """
@@ -64,6 +67,9 @@ def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None,
     settle(config.threads)
     data = load_data(config)
     found = shelf.network(ref, config, data)
+    rounded = rounded_network(ref, shelf, config, data, found, round_to) if round_to else None
+    if rounded is not None:
+        found = rounded.network
     module = found.module.cpu()
     judged = data.only(config.adapt.classes) if config.adapt.classes else data
     facts = _record(ref, shelf, config, data, judged, found)
@@ -79,7 +85,8 @@ def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None,
         for name in formats:
             try:
                 written[name] = export(
-                    sent, original, _place(ref, shelf, name, out, len(formats) > 1), format=name,
+                    sent, original, _place(ref, shelf, name, out, len(formats) > 1,
+                                           found.lineage.get("rounded_to")), format=name,
                     parameters=found.parameters, record=facts)
             except ExportError as error:
                 written[name] = error
@@ -94,7 +101,9 @@ def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None,
                                                  data.val.inputs[:32]), onnx, config.threads))
         except ExportError as error:
             failures.append(str(error))
-    if good:
+    if rounded is not None:
+        sheets.append(rounded.sheet)
+    elif good:
         sheets.append(_beside(ref, shelf, config, data, found) if ref.is_champion
                       else _facts(ref, facts))
     return Shipped(sheets, failures)
@@ -141,11 +150,13 @@ def _check_champion(ref: Reference, shelf: Shelf) -> None:
         raise StudyError(f"{outcome.study_id} has no network within its budget: nothing to export.")
 
 
-def _place(ref: Reference, shelf: Shelf, format_: str, out: Path | None, many: bool) -> Path:
+def _place(ref: Reference, shelf: Shelf, format_: str, out: Path | None, many: bool,
+           rounded_to: int | None) -> Path:
     name = (outcome_of(ref.name, shelf.home).study_id if ref.is_champion
             else "-".join(re.findall(r"[\w.]+", str(ref))))
     if out is not None and not many:
         return out
+    name += f"-rounded-{rounded_to}" if rounded_to else ""
     return (out or shelf.home / "exports") / f"{name}{SUFFIXES[format_]}"
 
 

@@ -191,6 +191,15 @@ class Shelf:
         return (self._milestone(ref, config) if ref.which
                 else self._of_run(ref.name, config, data))
 
+    def trial(self, study_id: str, ordinal: int) -> tuple[Mapping[str, Any], Result]:
+        """(what a trial varied, what it found). Raises StudyError."""
+        with told(self.place.url):
+            found = self.place.ledger(study_id).results()
+        for trial, result in found:
+            if ordinal_of(trial) == ordinal:
+                return dict(trial.params), result
+        raise StudyError(f"{study_id} has no trial {ordinal} in {self.place.url}.")
+
     def _version(self, ref: Reference) -> Registered:
         return self.tracker.registered(ref.name, ref.which)
 

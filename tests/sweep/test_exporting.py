@@ -15,6 +15,7 @@ from harness import export as exports
 from harness.analysis.costs import Sheet
 from harness.config import fingerprint
 from harness.errors import ExportError, HarnessError, StudyError, UnknownName
+from harness.evaluate import Latency
 from harness.export import FORMATS, SUFFIXES, written
 from harness.sweep import exporting
 from harness.sweep.exporting import Shipped, export_network
@@ -205,3 +206,56 @@ def test_what_is_not_there_is_told_before_anything_is_written(shelf: Shelf, tmp_
         with pytest.raises(HarnessError, match=words):
             shipped(text, shelf, "pt2", tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def says(monkeypatch: pytest.MonkeyPatch, rounded_ms: float) -> None:
+    """Clocks differ from day to day; these say what the test wants."""
+    told = {"baseline": 8.0, "as it is": 4.0, "multiples of 4": rounded_ms}
+    monkeypatch.setattr("harness.sweep.rounding_up.latencies", lambda networks, inputs, rounds: {
+        name: Latency(told[name], told[name], told[name]) for name in networks})
+
+
+def rounded(shelf: Shelf, text: str, to: int = 4) -> Shipped:
+    (ref,) = references([text])
+    return export_network(ref, shelf, "state", None, round_to=to)
+
+
+def test_widths_rounded_up_are_exported_where_they_are_faster(
+        shelf: Shelf, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, rounded_ms=2.0)
+    best = whole.outcome.champion
+    assert best is not None
+    found = rounded(shelf, "study:tiny")
+    assert not found.failures
+    path = shelf.home / "exports" / f"{whole.outcome.study_id}-rounded-4.safetensors"
+    with safe_open(path, framework="pt") as file:
+        widths = [file.get_slice(f"{layer}.weight").get_shape()[0] for layer in (0, 3, 7)]
+    assert all(width % 4 == 0 for width in widths)
+    assert sum(widths) > best.filters
+    told = metadata(path)
+    assert (told["rounded_to"], told["trial"]) == (4, int(best.name.removeprefix("trial ")))
+    assert told["filters"] == sum(widths)
+    assert "test_accuracy" not in told
+    sheet = found.sheets[-1]
+    rows = {row[0]: dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows}
+    ideal = whole.outcome.baseline.macs / told["macs"]
+    assert rows["multiples of 4"]["ideal speed-up"] == f"{ideal:.2f}x"
+    assert rows["multiples of 4"]["real (of ideal)"] == f"4.00x ({4 / ideal:.2f})"
+    assert rows["as it is"]["ideal speed-up"] == f"{1 / best.share:.2f}x"
+
+
+def test_widths_that_would_be_slower_stay_as_they_are(
+        shelf: Shelf, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, rounded_ms=5.0)
+    found = rounded(shelf, "study:tiny")
+    path = shelf.home / "exports" / f"{whole.outcome.study_id}.safetensors"
+    assert "rounded_to" not in metadata(path)
+    assert whole.outcome.champion is not None
+    assert metadata(path)["macs"] == whole.outcome.champion.macs
+    assert "exported: as it is, the faster one" in found.sheets[-1].notes[0]
+
+
+@pytest.mark.parametrize("text", ["study:tiny:baseline", "baseline:tiny", "study:tiny:random"])
+def test_only_what_a_trial_has_cut_can_be_rounded(shelf: Shelf, text: str) -> None:
+    with pytest.raises(ExportError, match="is not a trial of a finished study"):
+        rounded(shelf, text)
