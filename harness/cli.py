@@ -589,7 +589,7 @@ def report(name: str, storage: str | None, home: str | None) -> None:
 @click.option("--int8", is_flag=True,
               help="An 8-bit file beside the ONNX one too; its loss of accuracy is measured.")
 @click.option("--round-to", callback=_count, metavar="N",
-              help="Of a trial: widths rounded up to multiples of N (8, 16) and retrained; exported "
+              help="Of a trial: widths rounded up to multiples of N (8, 16), retrained; exported "
                    "if that is faster.")
 @click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
 @_home

@@ -20,8 +20,8 @@ CONTROLS = {AGAIN: "the champion's settings again, on a new baseline",
             SCRATCH: "the champion's widths with new weights, trained as long as both trainings",
             AGNOSTIC: "the champion's way, but ranked and trained on all classes",
             "uniform": "the same share of every layer instead of ranking all together"}
-_BROKEN = {"flops_over_budget": "FLOPs", "params_over_limit": "parameters",
-           "accuracy_under_limit": "accuracy"}
+_BROKEN = {"flops_over_budget": "FLOPs", "latency_over_budget": "latency",
+           "params_over_limit": "parameters", "accuracy_under_limit": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,12 @@ class Whole:
     macs: int
     params: int
     filters: int
-    latency_ms: float | None = None
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Whole":
         """The baseline."""
         cost, stage = experiment.whole, experiment.baseline
-        latency = float(stage.facts.get("latency_ms", 0.0))
-        return cls(stage.accuracy, cost.macs, cost.params, cost.filters, latency or None)
+        return cls(stage.accuracy, cost.macs, cost.params, cost.filters)
 
     @classmethod
     def begun_with(cls, result: Result) -> "Whole | None":
@@ -47,7 +45,7 @@ class Whole:
         first = next((point for point in result.curve if point.step == 0), None)
         if first is None:
             return None
-        return cls(first.accuracy, first.macs, first.params, first.filters, first.latency_ms)
+        return cls(first.accuracy, first.macs, first.params, first.filters)
 
 
 def tried(settings: Mapping[str, Any], how: str = "") -> str:
@@ -111,8 +109,9 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    """A bar would end it, so it is written as its code."""
+    """A bar would end it, so it is written as its code; a number stays with its unit."""
     text = NOTHING if value is None else str(value)
+    text = text.replace(" %", "\N{NO-BREAK SPACE}%")
     return text.replace("|", "&#124;").replace("\n", " ").replace("_", "\\_") or " "
 
 
@@ -136,9 +135,10 @@ def _fits(excess: Mapping[str, float] | None) -> str:
 
 
 def _compared(last: Final, whole: Whole) -> str:
-    times = [] if not (whole.latency_ms and last.latency_ms) else [
-        ["time of one picture", f"{whole.latency_ms:.2f} ms", f"{last.latency_ms:.2f} ms",
-         f"{whole.latency_ms / last.latency_ms:.1f} x faster"]]
+    # The two were measured in turns when the network was made: times of other days say nothing.
+    times = [] if not (last.latency_share and last.latency_ms) else [
+        ["time of one picture", f"{last.latency_ms / last.latency_share:.2f} ms",
+         f"{last.latency_ms:.2f} ms", f"{1 / last.latency_share:.1f} x as fast"]]
     return markdown(["", "baseline", "this network", "left"], [
         ["accuracy (validation)", percent(whole.accuracy), percent(last.accuracy),
          f"{100 * (last.accuracy - whole.accuracy):+.2f} points"],
