@@ -9,6 +9,7 @@ import ast
 import json
 import math
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -140,7 +141,9 @@ def _checked_archive(path: Path) -> dict[str, Any]:
                 _check_tensors(path, kind, texts, inside)
             if (sample := inside.get("data/sample_inputs/model.pt")) is not None:
                 _check_plain(path, archive.read(sample))
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    # ValueError: among others of names that are no text.
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError,
+            ValueError, struct.error) as error:
         _refuse(path, f"it is no .pt2 archive, or is broken: {_first_line(error)}", error)
     if "models/model.json" not in texts:
         _refuse(path, "it has no graph (models/model.json)")

@@ -483,7 +483,7 @@ VERBS = sorted(cli.commands)
 def test_these_are_the_verbs() -> None:
     assert VERBS == ["agent", "baseline", "channels", "check", "compare", "cost", "criteria",
                      "dashboard", "data", "evaluate", "export", "gradcam", "import-adapt",
-                     "report", "run", "sensitivity", "sparsify", "status", "study", "ui"]
+                     "predict", "report", "run", "sensitivity", "sparsify", "status", "study", "ui"]
 
 
 @pytest.mark.rows("R130")

@@ -151,3 +151,13 @@ def test_a_number_that_is_there_twice_is_told(tmp_path: Path) -> None:
     files.picture(source / "more" / "cat.3.jpg", seed=77)
     with pytest.raises(DataError, match="has cat.3 twice: .*more/cat.3.jpg and .*train/cat.3.jpg"):
         make(source, tmp_path / "out", train=1, test=1)
+
+
+def test_a_zip_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
+    """The flag of a name in UTF-8 is set, and the name is none."""
+    source = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("cat.é.jpg", b"")
+    source.write_bytes(source.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(DataError, match=r"pictures\.zip is a broken zip file: .*can't decode"):
+        make(source, tmp_path / "out", train=2, test=2)

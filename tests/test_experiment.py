@@ -230,7 +230,7 @@ def test_a_stage_of_a_net_with_sizes_in_forward_is_found_by_its_key(tmp_path: Pa
     assert found is not None
     assert same(found, trial.final)
     assert by_hand(experiment, found) == pytest.approx(trial.final.accuracy)
-    assert experiment.stage("no such key") is None
+    assert experiment.stage("0" * 32) is None
 
 
 @pytest.mark.rows("R013")

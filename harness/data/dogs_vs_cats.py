@@ -93,14 +93,21 @@ def _pictures(source: Path) -> Iterator[list[Picture]]:
         raise DataError(f"{source} is no zip file. It must be Kaggle's download of Dogs vs. Cats, "
                         "as it came or unpacked.")
     else:
-        with zipfile.ZipFile(source) as outer, tempfile.TemporaryFile() as copy:
+        with _opened(source, source) as outer, tempfile.TemporaryFile() as copy:
             inner = [name for name in outer.namelist() if Path(name).name == _INNER]
             if not inner:
                 yield _of_zip(outer, source)
                 return
             _unpack(outer, inner[0], copy, source)
-            with zipfile.ZipFile(copy) as archive:
+            with _opened(copy, source / inner[0]) as archive:
                 yield _of_zip(archive, source / inner[0])
+
+
+def _opened(file: Path | IO[bytes], place: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except _OF_ZIPS as error:  # ValueError: of names that are no text
+        raise DataError(f"{place} is a broken zip file: {error}.") from error
 
 
 def _unpack(outer: zipfile.ZipFile, name: str, copy: IO[bytes], source: Path) -> None:
