@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({"config", "runtime", "train", "evaluate", "store", "tracking", "comparison_view",
                "console", "models", "data", "engine"}),
-    frozenset({"checkpoint", "graphs"}),
+    frozenset({"checkpoint", "devices", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
     frozenset({"loading", "rounding", "translation"}),
     frozenset({"accounting", "checking"}),
@@ -31,7 +31,8 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Outside package -> the one room (and file, where it is a file) that imports it.
-DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "config"}
+DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "config",
+         "lightning_fabric": "devices"}
 # Inside the engine the order is finer; `__init__` imports nothing.
 ENGINE: tuple[frozenset[str], ...] = (
     frozenset({"axes", "cost", "inventory", "replay"}), frozenset({"product_rules", "value_rules"}),
