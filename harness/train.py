@@ -1,7 +1,7 @@
 """The one loop, for training and for retraining: batches of tensors that lie on the device.
 
 Shapes: N examples of a split, B of a batch, (C, H, W) of one input. Nothing is sent to the host
-inside an epoch; the epoch's mean loss is read once, at its end.
+inside an epoch, and no batch waits for the device; the mean loss is read once, at the end.
 """
 
 import math
@@ -336,9 +336,9 @@ def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
 
     A last batch of one is left out: it has no statistics. If all are of one, all stay.
     """
-    order = torch.randperm(len(examples.targets), generator=generator)
+    order = torch.randperm(len(examples.targets), generator=generator).to(examples.targets.device)
     for start, end in _cuts(len(order), recipe.batch_size):
-        chosen = order[start:end].to(examples.targets.device)
+        chosen = order[start:end]
         yield vary(recipe.augment, examples.inputs[chosen], examples.targets[chosen], generator)
 
 
