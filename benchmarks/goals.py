@@ -43,6 +43,7 @@ class Bench:
 
 
 BENCHES = (
+    Bench("whole_study", (1,), limits_s={"smoke": 1500.0, "full": 4 * 3600.0}),
     Bench("sharing", (2,), module="earlier", options=("sharing",)),
     Bench("merged_ranking", (3,)),
     Bench("surgery", (4,), module="earlier", options=("surgery",)),
@@ -52,8 +53,10 @@ BENCHES = (
     Bench("train_step", (8,)),
     Bench("real_latency", (9,)),
     Bench("shrinking", (10,)),
+    Bench("quality", (11,)),
     Bench("start_up", (12,)),
     Bench("study_cost", (5, 12)),
+    Bench("gpu", (13,)),
     Bench("growth", (15,)),
     Bench("many_trials", (15,)),
     Bench("sensitivity", (0,), module="earlier", options=("sensitivity",)),
