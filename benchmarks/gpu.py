@@ -1,7 +1,7 @@
 """What one NVIDIA card does: the rate of training, waiting, small trials together, real latency.
 
-`python -m benchmarks.gpu` takes under eight minutes on a card; without one it says so and ends. Every
-measurement takes the device, so that tests run it on the processor, where its figures mean nothing.
+`python -m benchmarks.gpu` takes under eight minutes on a card; without one it says so and ends. Each
+measurement takes the device: tests run it on the processor, where its figures mean nothing.
 """
 
 import copy
@@ -93,7 +93,7 @@ def waits(device: torch.device, name: str, size: str) -> Record:
     found = []
     for batches in (4, 16):
         count = min(len(data.train.targets), batches * recipe.batch_size)
-        examples = Split(data.train.inputs[:count].to(device), data.train.targets[:count].to(device))
+        examples = Split(data.train.inputs[:count], data.train.targets[:count]).to(device)
         _fit(model, examples, recipe)  # what is done once, such as choosing algorithms
         found.append(_waits(device, lambda: _fit(model, examples, recipe)))  # noqa: B023
     short, long = found

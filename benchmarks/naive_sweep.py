@@ -1,10 +1,10 @@
 """A sweep as one writes it first: everything anew for every trial, and nothing of our engine.
 
 `python -m benchmarks.naive_sweep FOLDER` reads FOLDER/asked.json, {run: the configuration, trials:
-[[settings, criterion], ...]}, and writes FOLDER/found.json. Network, pictures and their shifting are
-ours; the rest is plain torch, MLflow and Optuna with their default SQLite stores. A trial trains a
-baseline, ranks the filters in a pass of its own (Molchanov 2017), removes them one by one with new
-layers for each, retrains, and is fine-tuned at its percentage. One thread, as ours.
+[[settings, criterion], ...]}, and writes FOLDER/found.json. Network, pictures and their shifting
+are ours; the rest is plain torch, MLflow and Optuna with their default SQLite stores. A trial
+trains a baseline, ranks the filters in a pass of its own (Molchanov 2017), removes them one by one
+with new layers for each, retrains, and is fine-tuned at its percentage. One thread, as ours.
 """
 
 import json
@@ -56,11 +56,12 @@ def sweep(config: RunConfig, trials: Sequence[tuple[Mapping[str, Any], str]], fo
     mlflow.set_experiment("naive")
     study = optuna.create_study(storage=f"sqlite:///{folder / 'optuna.db'}", direction="maximize")
     spent = Spent()
+    space = {key: list(dict.fromkeys(settings[key] for settings, _ in trials))
+             for key in trials[0][0]}
     for number, (settings, criterion) in enumerate(trials):
         study.enqueue_trial(dict(settings))
         asked = study.ask()
-        run = apply(config, {key: asked.suggest_categorical(key, [value])
-                             for key, value in settings.items()})
+        run = apply(config, {key: asked.suggest_categorical(key, space[key]) for key in settings})
         with mlflow.start_run(run_name=f"trial {number}"):
             for key, value in settings.items():
                 mlflow.log_param(key, value)

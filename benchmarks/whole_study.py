@@ -29,6 +29,7 @@ from harness.sweep.controls import controls_of
 from harness.sweep.ledger import Ledger
 from harness.sweep.place import Place, study_id
 from harness.sweep.results import Result, effort_of
+from harness.sweep.runs import named
 
 NAME = "vgg16_budget"
 TRIALS = ["trials=1", "baseline.epochs=1", "pictures=false", "controls=[]"]  # of the size 'tiny'
@@ -107,10 +108,11 @@ def _ours(study: Study, size: str) -> Ours:
 
 def _read(study: Study, ledger: Ledger, seconds: float) -> Ours:
     walked = [(dict(trial.params), "taylor", result) for trial, result in ledger.results()]
-    controls = [control for control in controls_of(ledger) if control.result]
+    controls = sorted((c for c in controls_of(ledger) if c.result), key=lambda c: c.name)
     if controls:
-        best = ledger.study.user_attrs["outcome"]["rows"]
-        settings = next(row["settings"] for row in best if row["role"] == "champion")
+        rows = ledger.study.user_attrs["outcome"]["rows"]
+        best = next(row["settings"] for row in rows if row["role"] == "champion")
+        settings = next(tried for tried, _, _ in walked if best in (tried, named(tried)))
         walked += [(settings, c.name, c.result) for c in controls if c.result]
     results = [result for _, _, result in walked]
     epochs = study.base.baseline.epochs

@@ -213,7 +213,8 @@ def _normalized(norm: Any, values: Tensor) -> Tensor:
     scaled = centred * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
         scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
-    return scaled.to(values.dtype)
+    found: Tensor = scaled.to(values.dtype)
+    return found
 
 
 class _Sum(torch.autograd.Function):
@@ -221,7 +222,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
-        found = mine.clone()
+        found: Tensor = mine.clone()
         distributed.all_reduce(found)
         return found
 

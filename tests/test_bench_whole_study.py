@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from tiny import net, run
+from tiny import Machine, net, run, study
 from torch import nn
 
 from benchmarks import naive_sweep, whole_study
@@ -64,14 +64,14 @@ def test_a_naive_sweep_trains_everything_anew_and_writes_every_number_by_itself(
     tracker = MagicMock()
     monkeypatch.setattr(naive_sweep, "mlflow", tracker)
     config = run(prune__percentage=50, baseline__epochs=1, finetune__epochs=2)
-    settings = {"prune.filters_per_step": 9, "retrain.epochs": 1}
+    one, other = ({"prune.filters_per_step": filters, "retrain.epochs": 1} for filters in (9, 18))
     threads = torch.get_num_threads()
     try:
-        spent = naive_sweep.sweep(config, [(settings, "taylor"), (settings, "l1")], tmp_path)
+        spent = naive_sweep.sweep(config, [(one, "taylor"), (other, "l1")], tmp_path)
     finally:
         torch.set_num_threads(threads)
-    # 36 filters, 18 go in two steps: a baseline, two retrainings and the fine-tune, twice.
-    assert spent.epochs == 2 * (1 + 2 + 2)
+    # 36 filters, 18 go in two steps or in one: a baseline, retraining and the fine-tune.
+    assert spent.epochs == (1 + 2 + 2) + (1 + 1 + 2)
     assert [sum(widths) for widths in spent.widths] == [18, 18]
     assert tracker.log_metric.call_count > 4 * spent.epochs
     assert tracker.log_metrics.call_count == 0
@@ -87,6 +87,20 @@ def test_a_stage_that_trials_share_is_counted_once() -> None:
     first = result(("base", 0), ("a", 10), ("b", 17), final=("f", 20))
     second = result(("base", 0), ("a", 10), ("c", 14), final=("g", 15))
     assert whole_study.flops_of([first, second]) == 10 + 7 + 3 + 4 + 1
+
+
+def test_a_study_that_has_run_says_what_it_walked_and_what_that_took(tmp_path: Path) -> None:
+    machine, asked = Machine(tmp_path), study(2, base=run(pictures=False))
+    outcome, _ = machine.conduct(asked)
+    found = whole_study._read(asked, machine.ledger(asked), 5.0)
+    assert [criterion for _, criterion in found.trials] == ["taylor", "taylor", "l1", "random"]
+    champion = found.trials[2][0]
+    assert champion in (found.trials[0][0], found.trials[1][0])
+    assert found.trials[3][0] == champion
+    assert found.epochs == outcome.epochs_run + 3  # of the baseline
+    # Not more than every epoch with the whole network, not less than the baseline's.
+    each = whole_study._epoch_flops(asked.base)
+    assert 3 * each < found.flops < found.epochs * each
 
 
 def test_the_goal_is_held_against_the_default_study_alone() -> None:

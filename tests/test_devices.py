@@ -140,7 +140,6 @@ def test_harness_run_on_two_devices_writes_one_run(tmp_path: Path) -> None:
         [sys.executable, "-m", "harness", "run", "configs/tiny.yaml", "--home", str(home)],
         cwd=tmp_path, timeout=300, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    (database,) = home.rglob("mlflow.db")
-    with closing(sqlite3.connect(database)) as book:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as book:
         assert book.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
     assert done.stdout.count("test accuracy, read once") == 1
