@@ -70,6 +70,8 @@ WORDS = {
     11: "quality with controls", 12: "start-up and memory", 13: "on a GPU",
     14: "a trial on several devices", 15: "how cost grows", 0: "beside the goals"}
 
+ELSEWHERE = {14: "it is no figure: tests/test_devices.py shows it with two processes over gloo"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     asked = _arguments(argv)
@@ -117,7 +119,7 @@ def run(benches: Sequence[Bench], size: str, ask: Ask = ask_all,
 def complete(records: Sequence[Record]) -> list[Record]:
     """In the order of the goals, with a row for each that nobody has measured here."""
     there = {record.goal for record in records}
-    missing = [not_run(goal, words, "not among the benches of this run")
+    missing = [not_run(goal, words, ELSEWHERE.get(goal, "not among the benches of this run"))
                for goal, words in WORDS.items() if goal and goal not in there]
     return sorted([*records, *missing], key=lambda record: record.goal or 99)
 

@@ -1,7 +1,7 @@
 """What one NVIDIA card does: the rate of training, waiting, small trials together, real latency.
 
-`python -m benchmarks.gpu` takes under eight minutes on a card; without one it says so and ends. Each
-measurement takes the device: tests run it on the processor, where its figures mean nothing.
+`python -m benchmarks.gpu` takes under eight minutes on a card; without one it says so and ends.
+Each measurement takes the device: tests run it on the processor, where its figures mean nothing.
 """
 
 import copy

@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from tiny import run, study, write
 from torch import nn
 
 from harness.checking import check_pruning
+from harness.devices import Team
 from harness.engine.evidence import Gathered, Watch
 from harness.engine.tracing import trace
-from harness.errors import ConfigError
+from harness.errors import ConfigError, TrainingError
 from harness.experiment import Experiment, Trial
-from harness.store import NoStore
+from harness.store import FolderStore, NoStore, Record, Shelf
 
 HERE = Path(__file__).parent
 
@@ -111,6 +113,30 @@ def test_evidence_of_two_halves_of_a_batch_is_that_of_the_batch() -> None:
     assert joined.keys() == whole.keys()
     for name, tensor in joined.items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_is_shared_whole_and_each_share_weighs_what_it_holds() -> None:
+    def team(rank: int) -> Team:
+        return Team(SimpleNamespace(world_size=3, global_rank=rank))
+
+    inputs, targets = torch.arange(7.0).view(7, 1), torch.arange(7)
+    shares = [team(rank).share(inputs, targets) for rank in range(3)]
+    assert torch.cat([share[1] for share in shares]).tolist() == targets.tolist()
+    # A mean over three of weight x mean over a share is the mean over the batch.
+    assert sum(float(own.mean()) * weight for own, _, weight in shares) / 3 == pytest.approx(3)
+    with pytest.raises(TrainingError, match="a batch of 2 cannot be shared among 3"):
+        team(0).share(inputs[:2], targets[:2])
+
+
+def test_stages_of_several_devices_are_kept_apart_under_the_same_keys(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    shelf = Shelf(store, "2-devices")
+    shelf.put("a", Record({"x": 1}, {}))
+    assert store.get("a") is None
+    found = shelf.get("a")
+    assert found is not None
+    assert found.facts == {"x": 1}
+    assert Experiment(run(), NoStore()).key == Experiment(run(devices=2), NoStore()).key
 
 
 def test_a_study_for_several_devices_is_refused_and_says_what_to_do() -> None:
