@@ -1,11 +1,11 @@
 # The same words for people and for CI.
-.PHONY: install check test smoke networks bench bench-full pins
+.PHONY: install check test smoke networks bench bench-full screenshots pins
 
 install:
 	pip install -e '.[test]'
 
 check:
-	ruff check harness tests benchmarks .ci
+	ruff check harness tests benchmarks docs .ci
 	mypy
 	python -m harness check
 
@@ -28,6 +28,10 @@ bench:
 bench-full:
 	pip install -e '.[bench]'
 	python -m benchmarks.goals --size full
+
+# The pictures of pages in docs/, from a finished study in ./runs; then look at them.
+screenshots:
+	python docs/screenshots.py vgg16_budget
 
 # The versions of the active environment, in which all tests have passed: constraints.txt.
 pins:

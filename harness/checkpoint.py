@@ -7,6 +7,7 @@ whole module of the same architecture is cut by the plan and given the weights.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from harness import __version__
 from harness.engine.graph import Plan
 from harness.engine.surgery import Transaction, copied, cut_parameters, misfits
 from harness.errors import ModelError
 from harness.store import write_whole
 
 Parameters = Mapping[str, Mapping[int, Tensor]]
+_KIND, _NUMBER = "harness.pruned", 1  # a number more where older code would read it wrongly
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def save_pruned(module: nn.Module, plan: Plan | Parameters, path: str | Path, *,
         raise ModelError(f"this network cannot be saved with this plan: {_few(wrong)}")
     kept = {name: {str(dim): indices.tolist() for dim, indices in dims.items()}
             for name, dims in parameters.items()}
-    header = {"format": "harness.pruned.1", "parameters": json.dumps(kept),
-              "metadata": json.dumps(dict(metadata or {}))}
+    header = {"format": f"{_KIND}.{_NUMBER}", "harness": __version__,
+              "parameters": json.dumps(kept), "metadata": json.dumps(dict(metadata or {}))}
     write_whole(Path(path), save(state_of(module), metadata=header))
 
 
@@ -71,16 +74,46 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            _check_format(header, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        kept = json.loads(header["parameters"])
-        parameters = {name: {int(d): torch.tensor(i, dtype=torch.long) for d, i in dims.items()}
-                      for name, dims in kept.items()}
-        return Checkpoint(parameters, tensors, json.loads(header["metadata"]))
+        metadata = json.loads(header["metadata"])
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no table")
+        return Checkpoint(_parameters(json.loads(header["parameters"])), tensors, metadata)
     except FileNotFoundError as error:
         raise ModelError(f"no file {path}.") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError,
+            RecursionError, MemoryError) as error:
         raise ModelError(
             f"{path} is not a pruned network of ours, or is broken: {error}") from error
+
+
+def _check_format(header: Mapping[str, str], path: str | Path) -> None:
+    """Raises ValueError for a file of another kind, ModelError for one of a later format."""
+    kind, _, number = header.get("format", "none").rpartition(".")
+    if kind != _KIND or not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"its format is '{header.get('format', 'none')}', not {_KIND}.{_NUMBER}")
+    if int(number) > _NUMBER:
+        raise ModelError(f"{path} is of format {kind}.{number}, which harness "
+                         f"{header.get('harness', 'of a later version')} wrote; this is harness "
+                         f"{__version__}, which reads {_KIND}.{_NUMBER}. Install the later one.")
+
+
+def _parameters(kept: Mapping[str, Mapping[str, list[int]]]) -> dict[str, dict[int, Tensor]]:
+    """The plan of a file's header. Raises ValueError, AttributeError or TypeError for what is none.
+    """
+    for name, dims in kept.items():
+        for dim, indices in dims.items():
+            if not isinstance(indices, list) or not all(type(i) is int for i in indices):
+                raise ValueError(f"what is kept of {name} is no list of whole numbers")
+            if not dim.isdecimal() or len(dim) > 2:
+                raise ValueError(f"{name} has no dimension {dim[:20]!r}")
+            rising = all(a < b for a, b in pairwise(indices))
+            if not rising or not indices or indices[0] < 0 or indices[-1] >= 2**31:
+                raise ValueError(f"what is kept of {name} must be numbers from 0 on that rise, "
+                                 "each once")
+    return {name: {int(dim): torch.tensor(indices) for dim, indices in dims.items()}
+            for name, dims in kept.items()}
 
 
 def rebuild(module: nn.Module, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:

@@ -582,31 +582,45 @@ def report(name: str, storage: str | None, home: str | None) -> None:
 @cli.command()
 @click.option("--study", "name", callback=_given, help="Its champion: a study's name, or its id.")
 @click.option("--network", callback=_given, metavar="NETWORK",
-              help="Or another network, such as run:ID:50 (a milestone), as gradcam names them.")
-@click.option("--format", "format_", callback=_given, help="pt2, onnx or state. [pt2]")
-@click.option("--out", callback=_given, metavar="FILE", help="[exports/STUDY.SUFFIX in the home]")
+              help="Or another network: study:STUDY:7, study:STUDY:7:3 (after step 3), run:ID, "
+                   "run:ID:50 (a milestone), run:ID:step-3, model:NAME@champion, model:NAME/2, "
+                   "baseline:CONFIG, file:PATH.")
+@click.option("--format", "format_", callback=_given,
+              help="pt2, onnx, state, mlflow, or all of them. [pt2]")
+@click.option("--out", callback=_given, metavar="PATH",
+              help="A file; with --format all a folder. [exports/STUDY.SUFFIX in the home]")
+@click.option("--fold-batchnorm", "fold", is_flag=True,
+              help="Fold batch norms into the convolutions before them; measured.")
+@click.option("--int8", is_flag=True,
+              help="An 8-bit file beside the ONNX one too; its loss of accuracy is measured.")
+@click.option("--round-to", callback=_count, metavar="N",
+              help="Of a trial: widths rounded up to multiples of N (8, 16), retrained; exported "
+                   "if that is faster.")
+@click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
 @_home
 def export(name: str | None, network: str | None, format_: str | None, out: str | None,
+           fold: bool, int8: bool, round_to: int | None, storage: str | None,
            home: str | None) -> None:
-    """Write a study's champion, or any network, to a file; check it, compare it with the baseline.
+    """Write a study's champion, or any network, to a file; load it again elsewhere and compare it.
 
+    A file that does not compute the same is deleted, and the command ends with 1.
     Example: harness export --study vgg16_budget --format onnx --out champion.onnx
     """
     from harness.console import Console
-    from harness.sweep.champion import export_champion
+    from harness.errors import ExportError
     from harness.sweep.exporting import export_network
-    from harness.sweep.networks import references
+    from harness.sweep.networks import Reference, references
 
     if (name is None) == (network is None):
         raise click.UsageError("give one of --study and --network.")
     console = Console()
-    root, path = _home_of(home), Path(out) if out else None
-    if name is not None:
-        report = export_champion(name, root, format_ or "pt2", path)
-    else:
-        (ref,) = references([str(network)])
-        report = export_network(ref, _shelf(root, home, None, ()), format_ or "pt2", path)
-    console.table(report.title, report.columns, report.rows, report.notes)
+    (ref,) = references([network]) if network else [Reference("study", str(name))]
+    shipped = export_network(ref, _shelf(_home_of(home), home, storage, ()), format_ or "pt2",
+                             Path(out) if out else None, fold=fold, int8=int8, round_to=round_to)
+    for sheet in shipped.sheets:
+        console.table(sheet.title, sheet.columns, sheet.rows, sheet.notes)
+    if shipped.failures:
+        raise ExportError("\n".join(shipped.failures))
 
 
 @cli.command()
@@ -653,6 +667,35 @@ def gradcam(networks: Sequence[str], numbers: Sequence[int], count: int | None, 
 
 
 @cli.command()
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@click.option("--model", required=True, metavar="NETWORK",
+              help="A file that `export` wrote (.pt2, .onnx, .safetensors), or a network as "
+                   "gradcam names them: study:STUDY, run:ID, baseline:CONFIG, ...")
+@click.option("--out", callback=_given, metavar="FOLDER", help="Of masks. [beside the pictures]")
+@click.option("--json", "as_json", is_flag=True, help="Print every class's share as JSON instead.")
+@click.option("--storage", callback=_given, metavar="URL", help="Of a study's trials.")
+@_home
+def predict(pictures: Sequence[str], model: str, out: str | None, as_json: bool,
+            storage: str | None, home: str | None) -> None:
+    """Say what a trained network sees in pictures, png or jpg, of any size, grey or in colour.
+
+    They are brought to size and scaled as those that it was trained on. A network of pixels writes
+    a mask for each. Example: harness predict --model champion.pt2 digit.png
+    """
+    from harness.console import Console
+    from harness.sweep import predicting
+
+    found = predicting.predict(model, [Path(name) for name in pictures],
+                               lambda: _shelf(_home_of(home), home, storage, ()),
+                               Path(out) if out else None)
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in found], indent=1))
+        return
+    columns, rows = predicting.table(found)
+    Console().table(f"seen by {model}", columns, rows)
+
+
+@cli.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @_home
 def ui(port: int, home: str | None) -> None:
@@ -674,6 +717,28 @@ def ui(port: int, home: str | None) -> None:
         console.say(f"all experiments: {server.url}")
         console.say("Ctrl-C ends it.")
         server.wait()
+
+
+@cli.command()
+@click.argument("name", metavar="[STUDY]", required=False)
+@click.option("--port", default=8080, show_default=True)
+@click.option("--storage", callback=_given, metavar="URL", help="Where the studies are kept.")
+@_home
+def dashboard(name: str | None, port: int, storage: str | None, home: str | None) -> None:
+    """Start Optuna's dashboard on the studies' storage, on 127.0.0.1, with notes and pictures.
+
+    STUDY is a study's name or its id; without it all get their notes. Needs the extra dashboard.
+    Example: harness dashboard vgg16_budget
+    """
+    from harness.console import Console
+    from harness.sweep.dashboard import dashboard as served
+
+    console = Console()
+    with served(_place(home, storage, None), port, name) as pages:
+        for study_id in pages.studies:
+            console.say(f"{study_id}: {pages.of(study_id)}")
+        console.say("Ctrl-C ends it.")
+        pages.wait()
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -763,7 +828,7 @@ def _shelf(root: Path, home: str | None, storage: str | None, overrides: Sequenc
     """Where networks are looked for by name."""
     from harness.sweep.networks import Shelf
 
-    return Shelf(root, _tracker("gradcam", root), lambda name: _load_run(name, overrides),
+    return Shelf(root, lambda: _tracker("gradcam", root), lambda name: _load_run(name, overrides),
                  _place(home, storage, None))
 
 

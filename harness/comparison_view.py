@@ -17,8 +17,8 @@ from uuid import NAMESPACE_URL, uuid5
 
 Json = dict[str, object]
 
-# The sections of the page: their charts stand two abreast in the first, one in the second.
-_COMPARED, _PICTURED = "harness", "harness-pictures"
+# The sections of the page: their charts stand two abreast in the first, one in the others.
+_COMPARED, _SETTINGS, _PICTURED = "harness", "harness-settings", "harness-pictures"
 # Pixels of a column: a measured number has up to 18 digits.
 _WIDTHS = {"metrics": 165, "params": 130, "tags": 100}
 
@@ -35,6 +35,8 @@ def build(
     study: str,
     *,
     settings: Sequence[str],
+    varied: Sequence[str] | None = None,
+    kind: str = "pareto",
     accuracy: str = "val_accuracy",
     now_ms: int | None = None,
 ) -> View:
@@ -43,11 +45,16 @@ def build(
     Args:
         study: the study's id, as the runs carry it in their tag `study`.
         settings: names of the searched params, in the order of their axes.
+        varied: those of them with more than one number among the trials; by default all. Two of
+            them are the axes of the contour, which is empty over a setting of one value.
+        kind: of the study. In a budget study all networks have lost nearly all FLOPs, so they are
+            told apart by how many times fewer they have; else by the share that is gone.
         accuracy: the per-step metric to compare by; its summary is `final_` + this name.
         now_ms: when the view was made, by default now.
     """
     made_ms = int(time.time() * 1000) if now_ms is None else now_ms
-    packed = base64.b64encode(zlib.compress(json.dumps(state(study, settings, accuracy)).encode()))
+    page = state(study, settings, accuracy, settings if varied is None else varied, kind)
+    packed = base64.b64encode(zlib.compress(json.dumps(page).encode()))
     saved = {
         "name": f"harness: {study}",
         "createdAt": made_ms,
@@ -65,12 +72,17 @@ def view_key(study: str) -> str:
     return f"harness-{plain}"
 
 
-def state(study: str, settings: Sequence[str], accuracy: str) -> Json:
+def state(
+    study: str, settings: Sequence[str], accuracy: str, varied: Sequence[str], kind: str
+) -> Json:
     """The page's state, before it is packed."""
     final = f"final_{accuracy}"
     columns = [
         f"metrics.`{final}`",
         "metrics.`final_flops_reduction`",
+        "metrics.`final_params`",
+        "metrics.`final_latency_ms`",
+        "tags.`champion`",
         *(f"params.`{setting}`" for setting in settings),
         "params.`criterion`",
         "tags.`role`",
@@ -88,10 +100,11 @@ def state(study: str, settings: Sequence[str], accuracy: str) -> Json:
         "columnOrder": columns,
         "columnWidths": {column: _WIDTHS[column.partition(".")[0]] for column in columns},
         "runsHiddenMode": "SHOW_ALL",
-        "compareRunCharts": _charts(study, settings, accuracy),
+        "compareRunCharts": _charts(study, settings, accuracy, varied, kind),
         "compareRunSections": [
             # The page puts its sections in the order of their names.
             _section(_COMPARED, "Accuracy against compute", columns=2, height=420),
+            _section(_SETTINGS, "By setting", columns=1, height=460),
             _section(_PICTURED, "Channels left in each layer", columns=1, height=700),
         ],
         "viewMaximized": False,
@@ -122,8 +135,11 @@ def _section(uuid: str, name: str, *, columns: int, height: int) -> Json:
     }
 
 
-def _charts(study: str, settings: Sequence[str], accuracy: str) -> list[Json]:
+def _charts(
+    study: str, settings: Sequence[str], accuracy: str, varied: Sequence[str], kind: str
+) -> list[Json]:
     final, reduction = f"final_{accuracy}", "final_flops_reduction"
+    fewer = "final_flops_factor" if kind == "budget" else reduction
     charts: list[Json] = [
         {
             "type": "LINE",
@@ -146,39 +162,39 @@ def _charts(study: str, settings: Sequence[str], accuracy: str) -> list[Json]:
         {
             "type": "SCATTER",
             "displayName": "final: accuracy against FLOPs removed",
-            "xaxis": {"key": reduction, "type": "METRIC"},
+            "xaxis": {"key": fewer, "type": "METRIC"},
             "yaxis": {"key": final, "type": "METRIC"},
         },
     ]
-    if settings:
-        charts.append(
-            {
-                "type": "PARALLEL",
-                "displayName": "settings and what came of them",
-                "selectedParams": list(settings),
-                "selectedMetrics": [reduction, final],
-                "showAllRuns": False,
-            }
-        )
-    if len(settings) > 1:
-        charts.append(
-            {
-                "type": "CONTOUR",
-                "displayName": f"{final} over {settings[0]} and {settings[-1]}",
-                "xaxis": {"key": settings[-1], "type": "PARAM"},
-                "yaxis": {"key": settings[0], "type": "PARAM"},
-                "zaxis": {"key": final, "type": "METRIC"},
-            }
-        )
     charts += [
-        {"type": "BAR", "displayName": final, "metricKey": final},
+        _bar(f"compared_{accuracy}"),  # of the baseline, the champion and its controls
         {
             "type": "SCATTER",
             "displayName": "final: accuracy against measured time",
             "xaxis": {"key": "final_latency_ms", "type": "METRIC"},
             "yaxis": {"key": final, "type": "METRIC"},
         },
+        _bar(final),
     ]
+    if len(varied) > 1:
+        charts.append(
+            {
+                "type": "CONTOUR",
+                "displayName": f"{final} over {varied[0]} and {varied[-1]}",
+                "xaxis": {"key": varied[-1], "type": "PARAM"},
+                "yaxis": {"key": varied[0], "type": "PARAM"},
+                "zaxis": {"key": final, "type": "METRIC"},
+            }
+        )
+    by_setting: list[Json] = [
+        {
+            "type": "PARALLEL",
+            "displayName": "settings and what came of them",
+            "selectedParams": list(settings),
+            "selectedMetrics": [reduction, final],
+            "showAllRuns": False,
+        }
+    ][: len(settings)]
     pictures: list[Json] = [
         {
             "type": "IMAGE",
@@ -196,8 +212,13 @@ def _charts(study: str, settings: Sequence[str], accuracy: str) -> list[Json]:
     ]
     return [
         *(_card(study, chart, section=_COMPARED) for chart in charts),
+        *(_card(study, chart, section=_SETTINGS) for chart in by_setting),
         *(_card(study, chart, section=_PICTURED) for chart in pictures),
     ]
+
+
+def _bar(metric: str) -> Json:
+    return {"type": "BAR", "displayName": metric, "metricKey": metric}
 
 
 def _card(study: str, chart: Json, *, section: str) -> Json:

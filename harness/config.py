@@ -469,6 +469,7 @@ class _Loader(yaml.SafeLoader):
     """Scalars as in YAML 1.2: 5e-4 is a number; no, on, 1:30 and 2024-01-01 are words."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 - as PyYAML has it
+    values = 0  # so many were written out
 
 
 class _Dumper(yaml.SafeDumper):
@@ -477,6 +478,7 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
+_MOST_VALUES = 100_000
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -531,6 +533,9 @@ def _parse_yaml(text: str) -> tuple[Any, list[Mistake]]:
 
 def _plain(loader: _Loader, node: yaml.Node, key: str, repeated: list[Mistake]) -> Any:
     """What a node stands for; all names in tables are text."""
+    loader.values += 1
+    if loader.values > _MOST_VALUES:  # a few lines that repeat each other can stand for billions
+        raise _refusal(node, f"it has more than {_MOST_VALUES} values")
     if node.tag not in _TAGS:
         raise _refusal(node, f"the tag {node.tag} is not understood")
     if isinstance(node, yaml.SequenceNode):

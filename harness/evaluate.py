@@ -131,6 +131,14 @@ def report(model: nn.Module, examples: Examples, labels: Sequence[str] = (), *,
         dict(zip(names, per_class.tolist(), strict=True)), [mean_iou(matrix) for matrix in single])
 
 
+def accuracy_of(answers: Tensor, targets: Tensor, classes: int) -> float:
+    """What `evaluate` calls accuracy, of classes that were said: (N,), or (N, H, W) of pixels."""
+    confusion = _confusion(answers, targets, classes)
+    if targets.dim() > 1:
+        return mean_iou(confusion)
+    return float(confusion.diag().sum() / confusion.sum().clamp_min(1))
+
+
 def _confusion(answers: Tensor, targets: Tensor, classes: int) -> Tensor:
     found: Tensor = multiclass_confusion_matrix(answers, targets, num_classes=classes,
                                                 ignore_index=IGNORE)

@@ -50,6 +50,7 @@ class Journal:
         """The run's result, as metrics without a step."""
         counted = self.counted(cost)
         metrics = {"final_val_accuracy": stage.accuracy,
+                   "final_flops_factor": self.whole.macs / cost.macs,  # times fewer
                    "final_latency_ms": float(stage.facts["latency_ms"]),
                    **{f"final_{key}": counted[key] for key in counted}}
         if test_accuracy is not None:

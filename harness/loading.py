@@ -29,17 +29,22 @@ def network(config: RunConfig, data: Data) -> nn.Module:
 
 def started(config: RunConfig, data: Data) -> tuple[nn.Module, tuple[str, ...]]:
     """(the configured network, its tensors that `model.weights` did not have, if it is given)."""
-    shape = data.input_shape
     with seeded(seed_of(f"weights/{config.seed}/{config.replicate}")):
-        model = build(config.model.name, num_classes=data.num_classes, in_channels=shape[0],
-                      width=config.model.width, input_size=min(shape[1:]),
-                      options=config.model.options)
+        model = build(**architecture(config, data))
     left: tuple[str, ...] = ()
     if config.model.weights:
         left = take_over(model, config.model.weights, config.model.name,
                          partly=config.model.partly)
     _check_fit(model, config, data)
     return model, left
+
+
+def architecture(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What `harness.models.build` makes the whole network from; JSON."""
+    channels, *sides = data.input_shape
+    return {"name": config.model.name, "num_classes": data.num_classes, "in_channels": channels,
+            "width": config.model.width, "input_size": min(sides),
+            "options": dict(config.model.options)}
 
 
 def _check_fit(model: nn.Module, config: RunConfig, data: Data) -> None:

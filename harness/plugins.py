@@ -16,6 +16,8 @@ from typing import Any
 from harness.errors import ConfigError, UnknownName, unknown
 
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_PYTHONS = sys.stdlib_module_names | {"builtins"}
+_LOADERS = {"torch.hub", "torch.serialization", "torch.utils.cpp_extension"}
 _REFERENCE = re.compile(f"{_DOTTED}:{_DOTTED}")
 
 
@@ -36,6 +38,7 @@ def load_object(reference: str, kind: str) -> Callable[..., Any]:
     if not is_reference(reference):
         raise ConfigError(f"{kind} '{reference}' must look like package.module:function.")
     path, _, attributes = reference.partition(":")
+    _refuse_pythons(path, reference, kind)
     found: Any = _module(path, f"{kind} '{reference}'")
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
@@ -43,6 +46,8 @@ def load_object(reference: str, kind: str) -> Callable[..., Any]:
             hint = f" Nearest: {', '.join(near)}." if near else ""
             raise UnknownName(f"{kind} '{reference}': there is no '{attribute}' in it.{hint}")
         found = getattr(found, attribute)
+    if inspect.isroutine(found) or inspect.isclass(found):  # torch:os.system is os.system
+        _refuse_pythons(getattr(found, "__module__", None) or path, reference, kind)
     if not callable(found):
         raise ConfigError(f"{kind} '{reference}' is of type {type(found).__name__}, "
                           f"not a function.")
@@ -74,6 +79,13 @@ def arguments_for(function: Callable[..., Any], facts: Mapping[str, Any],
     except TypeError as error:
         raise ConfigError(f"{what} cannot be called with its options: {error}.") from error
     return arguments
+
+
+def _refuse_pythons(path: str, reference: str, kind: str) -> None:
+    """A configuration may come with a file of somebody else's: os:system is nobody's network."""
+    if path.partition(".")[0] in _PYTHONS or path in _LOADERS:
+        raise ConfigError(f"{kind} '{reference}': {path} has no {kind}, and could do anything. "
+                          "Name a function of yours, as in mylab.nets:small.")
 
 
 def _module(path: str, what: str) -> ModuleType:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -49,6 +50,12 @@ def key_of(content: Mapping[str, Any]) -> str:
     """Key of a stage: hash of everything that its result depends on, its parent's key included."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_key(key: object) -> bool:
+    """Whether it may be a stage's: a key from elsewhere, such as MLflow, is part of no other path.
+    """
+    return isinstance(key, str) and re.fullmatch(r"\w[\w-]{0,99}", key, re.ASCII) is not None
 
 
 class NoStore:
@@ -169,7 +176,7 @@ class FolderStore:
 
     @contextmanager
     def _hold_file(self, key: str) -> Iterator[None]:
-        path = self.root / f"{key}.lock"
+        path = self._path(key).with_name(f"{key}.lock")
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(path))
@@ -178,6 +185,8 @@ class FolderStore:
             yield
 
     def _path(self, key: str) -> Path:
+        if not is_key(key):
+            raise StoreError(f"{key[:80]!r} is no key of a stage: a key is letters and digits.")
         return self.root / f"{key}.{self._version}.safetensors"
 
     def _make_room(self, keep: Path) -> None:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from harness.errors import HarnessError, TrackingError
+from harness.foreign import load_pt2
 
 if TYPE_CHECKING:
     import numpy
@@ -62,6 +63,25 @@ class Point:
     value: float
     step: int
     timestamp_ms: int
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model, the run that made it, and where the model lies."""
+
+    name: str
+    number: str
+    run_id: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model, as it was described."""
+
+    version: str
+    description: str
+    tags: Mapping[str, str]
 
 
 class Tracker(Protocol):
@@ -117,8 +137,14 @@ class Tracker(Protocol):
     def read_text(self, run_id: str, path: str) -> str:
         """A text that was written into a run."""
 
-    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-        """(weights and buffers by name, tags) of the run's model of this name, the latest."""
+    def read_model(
+        self, run_id: str, name: str, uri: str = ""
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+        """(weights and buffers by name, tags) of the run's model of this name: the latest, or that
+        of a URI, as `log_model` gives it."""
+
+    def registered(self, name: str, which: str) -> Registered:
+        """The version of a registered model: which is @ALIAS or /VERSION."""
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         """Add a picture to the image grid, which steps through them; the first of a step stays."""
@@ -158,14 +184,22 @@ class Tracker(Protocol):
         uri: str,
         name: str,
         *,
-        alias: str = "champion",
+        alias: str | None = None,
         description: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Make the model a version of the registered model `name` and point `alias` at it.
+        """Make the model a version of the registered model `name`; point `alias` at it, if given.
 
         Returns: the version; the one that it has already, if it was registered before.
         """
+
+    def aliased(self, name: str, alias: str) -> Version | None:
+        """The version of the registered model that the alias points at, if there is one."""
+
+    def describe_model(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Say what the list of registered models and the page of this one show."""
 
     def save_view(self, key: str, value: str) -> str:
         """Save a view of the experiment (see comparison_view). Returns its path in the pages."""
@@ -313,8 +347,9 @@ class MlflowTracker:
         with _told(f"read {path} of the run {run_id}"), tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
 
-    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-        import torch
+    def read_model(
+        self, run_id: str, name: str, uri: str = ""
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         from mlflow.artifacts import download_artifacts
 
         with _told(f"read the model {name} of the run {run_id}"):
@@ -322,7 +357,11 @@ class MlflowTracker:
                 [self.client.get_run(run_id).info.experiment_id],
                 filter_string=f"name = '{name}' AND source_run_id = '{run_id}'",
             )
-            whole = [model for model in found if model.status == "READY"]
+            whole = [
+                model
+                for model in found
+                if model.status == "READY" and uri in ("", f"models:/{model.model_id}")
+            ]
             if not whole:
                 raise TrackingError(f"the run {run_id} has no model '{name}'.")
             model = max(whole, key=lambda kept: kept.creation_timestamp)
@@ -331,8 +370,33 @@ class MlflowTracker:
                     model.artifact_location, dst_path=folder, tracking_uri=self.uri
                 )
                 (file,) = Path(place).rglob("*.pt2")
-                program = torch.export.load(file)
+                program = load_pt2(file)
         return {**program.state_dict}, dict(model.tags)
+
+    def registered(self, name: str, which: str) -> Registered:
+        with _told(f"find the registered model {name}{which}"):
+            version = (
+                self.client.get_model_version_by_alias(name, which[1:])
+                if which.startswith("@")
+                else self.client.get_model_version(name, which[1:])
+            )
+            # Not its model_id: stores without a server leave that out.
+            if not version.run_id:
+                raise TrackingError(f"{name}/{version.version} is no model of harness: no run.")
+            experiment = self.client.get_run(version.run_id).info.experiment_id
+            made = self.client.search_logged_models(
+                [experiment], filter_string=f"source_run_id = '{version.run_id}'"
+            )
+            places = {
+                place: m for m in made for place in (m.artifact_location, f"models:/{m.model_id}")
+            }
+            if version.source not in places:
+                raise TrackingError(
+                    f"{name}/{version.version} is no model of harness: no run of this store has "
+                    f"{version.source}."
+                )
+            model_id = places[version.source].model_id
+        return Registered(name, str(version.version), version.run_id, f"models:/{model_id}")
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         with _told(f"write the picture {key} of step {step}"):
@@ -441,7 +505,7 @@ class MlflowTracker:
         uri: str,
         name: str,
         *,
-        alias: str = "champion",
+        alias: str | None = None,
         description: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
@@ -472,8 +536,29 @@ class MlflowTracker:
                 self.client.update_model_version(name, version, description)
             for key, value in (tags or {}).items():
                 self.client.set_model_version_tag(name, version, key, value)
-            self.client.set_registered_model_alias(name, alias, version)
+            if alias is not None:
+                self.client.set_registered_model_alias(name, alias, version)
         return str(version)
+
+    def aliased(self, name: str, alias: str) -> Version | None:
+        from mlflow.exceptions import MlflowException
+
+        with _told(f"read the alias {alias} of the model {name}"):
+            try:
+                found = self.client.get_model_version_by_alias(name, alias)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+        return Version(str(found.version), found.description or "", dict(found.tags))
+
+    def describe_model(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> None:
+        with _told(f"describe the model {name}"):
+            self.client.update_registered_model(name, description)
+            for key, value in _short_tags(tags or {}).items():
+                self.client.set_registered_model_tag(name, key, value)
 
     def _list_version(self, model: LoggedModel, entry: Mapping[str, object]) -> None:
         # What the pages of a model lead to; MLflow's client leaves it to the caller.
@@ -550,6 +635,8 @@ class MemoryTracker:
     models: dict[str, MemoryModel] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
+    described: dict[tuple[str, str], Version] = field(default_factory=dict)
+    models_described: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
 
     def open_run(
@@ -600,7 +687,9 @@ class MemoryTracker:
         return {step for step, _ in self._run(run_id).curve(key)}
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        self._run(run_id).tags.update(tags)
+        run = self._run(run_id)
+        run.tags.update(tags)
+        run.name = tags.get("mlflow.runName", run.name)
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         self._run(run_id).files[path] = text
@@ -621,12 +710,26 @@ class MemoryTracker:
             raise TrackingError(f"MLflow could not read {path} of the run {run_id}.")
         return files[path]
 
-    def read_model(self, run_id: str, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    def read_model(
+        self, run_id: str, name: str, uri: str = ""
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         self._run(run_id)
-        found = [m for m in self.models.values() if (m.run_id, m.name) == (run_id, name)]
+        found = [
+            m
+            for own, m in self.models.items()
+            if (m.run_id, m.name) == (run_id, name) and uri in ("", own)
+        ]
         if not found:
             raise TrackingError(f"the run {run_id} has no model '{name}'.")
         return found[-1].module.state_dict(), found[-1].tags
+
+    def registered(self, name: str, which: str) -> Registered:
+        number = self.aliases.get((name, which[1:]), "") if which[0] == "@" else which[1:]
+        uris = self.versions.get(name, [])
+        if not number or not 0 < int(number) <= len(uris):
+            raise TrackingError(f"MLflow could not find the registered model {name}{which}.")
+        uri = uris[int(number) - 1]
+        return Registered(name, number, self.models[uri].run_id, uri)
 
     def log_image(self, run_id: str, picture: Picture, *, key: str, step: int) -> None:
         self._run(run_id).images.setdefault((key, step), picture)
@@ -664,7 +767,7 @@ class MemoryTracker:
         uri: str,
         name: str,
         *,
-        alias: str = "champion",
+        alias: str | None = None,
         description: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> str:
@@ -674,8 +777,23 @@ class MemoryTracker:
         if uri not in versions:
             versions.append(uri)
         version = str(versions.index(uri) + 1)
-        self.aliases[name, alias] = version
+        before = self.described.get((name, version), Version(version, "", {}))
+        self.described[name, version] = Version(
+            version, description or before.description, {**before.tags, **(tags or {})}
+        )
+        if alias is not None:
+            self.aliases[name, alias] = version
         return version
+
+    def aliased(self, name: str, alias: str) -> Version | None:
+        return self.described.get((name, self.aliases.get((name, alias), "")))
+
+    def describe_model(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> None:
+        if name not in self.versions:
+            raise TrackingError(f"MLflow could not describe the model {name}: there is none.")
+        self.models_described[name] = (description, dict(tags or {}))
 
     def save_view(self, key: str, value: str) -> str:
         self.views[key] = value
@@ -734,9 +852,14 @@ def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
 def _named(text: str, every: Sequence[Written]) -> list[Written]:
     study, _, name = text.rpartition("/")
     if study:
-        return [run for run in every if run.name == name
+        return [run for run in every if _is_called(run, name)
                 and study in (run.study, run.study.rpartition("-")[0])][:1]
     return [run for run in every if text and run.run_id.startswith(text)]
+
+
+def _is_called(run: Written, name: str) -> bool:
+    """The champion may be named with and without its title."""
+    return run.name in (name, f"{name}, champion")
 
 
 @cache
@@ -1218,6 +1341,19 @@ def _save_pt2(module: nn.Module, example: Tensor, folder: Path, description: Mod
             ],
             serialization_format="pt2",
         )
+
+
+def save_model(
+    module: nn.Module, example: Tensor, folder: Path, metadata: Mapping[str, object]
+) -> None:
+    """Write a module as a folder that `mlflow.pyfunc.load_model` opens without our code.
+
+    example: (N, C, H, W); metadata: of the MLmodel file. Raises TrackingError.
+    """
+    with _told(f"write the model {folder.name}"):
+        from mlflow.models import Model
+
+        _save_pt2(module, example, folder, Model(metadata=dict(metadata)))
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from harness import load_pruned, prune, save_pruned
@@ -84,7 +85,8 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_touched(
         tensors["extra"] = torch.zeros(1)
     kept = {n: {str(d): i.tolist() for d, i in dims.items()}
             for n, dims in found.parameters.items()}
-    save_file(tensors, path, metadata={"parameters": json.dumps(kept), "metadata": "{}"})
+    save_file(tensors, path, metadata={
+            "format": "harness.pruned.1", "parameters": json.dumps(kept), "metadata": "{}"})
     fresh = net()
     before = {n: t.clone() for n, t in fresh.state_dict().items()}
     with pytest.raises(ModelError, match=words):
@@ -107,6 +109,39 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> N
     path = tmp_path / "bad"
     path.write_bytes(content)
     with pytest.raises(ModelError, match="is not a pruned network of ours"):
+        load_pruned(net(), path)
+
+
+def headed(path: Path, **changes: str) -> Path:
+    """A good file, its header changed."""
+    module = net()
+    result = prune(module, torch.randn(2, 1, 8, 8), target={"filters": 0.5})
+    save_pruned(module, result.plan, path, metadata={"harness": "0.1.0"})
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() | changes
+    save_file(load_file(path), path, metadata=header)
+    return path
+
+
+def test_a_later_library_writes_what_this_one_reads_as_long_as_the_format_is_the_same(
+        tmp_path: Path) -> None:
+    path = headed(tmp_path / "small.safetensors", harness="9.9.9", color="blue")
+    assert sum(p.numel() for p in load_pruned(net(), path).parameters()) < sum(
+        p.numel() for p in net().parameters())
+
+
+def test_a_later_format_is_refused_with_the_version_that_wrote_it(tmp_path: Path) -> None:
+    path = headed(tmp_path / "small.safetensors", format="harness.pruned.2", harness="9.9.9")
+    with pytest.raises(ModelError, match=r"of format harness\.pruned\.2, which harness 9\.9\.9 "
+                                         r"wrote; .*reads harness\.pruned\.1\. Install"):
+        load_pruned(net(), path)
+
+
+@pytest.mark.parametrize("said", ["", "harness.pruned", "harness.pruned.0", "harness.pruned.-1",
+                                  "harness.pruned.1e3", "harness.stage.1", "1"])
+def test_another_kind_of_file_is_not_ours(said: str, tmp_path: Path) -> None:
+    path = headed(tmp_path / "small.safetensors", format=said)
+    with pytest.raises(ModelError, match="is not a pruned network of ours, .*its format is"):
         load_pruned(net(), path)
 
 

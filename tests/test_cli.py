@@ -110,7 +110,7 @@ def test_an_empty_parameter_is_one_that_was_not_given(harness: Harness, tracker:
     assert {run.study for run in tracker.runs.values()} == {straight.study_id}
     code, out, _ = harness("export", "--study", "tiny", "--format", "", "--out", "", "--home", "")
     assert code == 0
-    assert f"wrote runs/exports/{straight.study_id}.pt2" in out
+    assert f"runs/exports/{straight.study_id}.pt2" in out
 
 
 def test_profile_trials_set_home_and_storage_are_heard(harness: Harness, place: Path,
@@ -482,8 +482,8 @@ VERBS = sorted(cli.commands)
 @pytest.mark.rows("R130")
 def test_these_are_the_verbs() -> None:
     assert VERBS == ["agent", "baseline", "channels", "check", "compare", "cost", "criteria",
-                     "data", "evaluate", "export", "gradcam", "import-adapt", "report", "run",
-                     "sensitivity", "sparsify", "status", "study", "ui"]
+                     "dashboard", "data", "evaluate", "export", "gradcam", "import-adapt",
+                     "report", "run", "sensitivity", "sparsify", "status", "study", "ui"]
 
 
 @pytest.mark.rows("R130")

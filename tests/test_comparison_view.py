@@ -66,7 +66,7 @@ def test_every_chart_stands_in_a_section_of_the_page_under_an_id_of_its_own() ->
     sections = {section["uuid"] for section in state["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
     ids = [chart["uuid"] for chart in state["compareRunCharts"]]
-    assert len(set(ids)) == len(ids) == 8
+    assert len(set(ids)) == len(ids) == 9
 
 
 def test_sections_are_named_in_the_order_in_which_they_shall_stand() -> None:
@@ -79,6 +79,22 @@ def test_sections_are_named_in_the_order_in_which_they_shall_stand() -> None:
 def test_every_selected_column_has_a_width_and_a_place() -> None:
     state = state_of(LADDERS)
     assert set(state["columnWidths"]) == set(state["selectedColumns"]) == set(state["columnOrder"])
+
+
+def test_a_budget_study_compares_by_how_many_times_fewer_flops() -> None:
+    scatter = charts(state_of(LADDERS, kind="budget"), "SCATTER")[0]
+    assert scatter["xaxis"] == {"key": "final_flops_factor", "type": "METRIC"}
+
+
+def test_the_contour_lies_over_settings_of_which_more_than_one_value_was_tried() -> None:
+    (contour,) = charts(state_of(LADDERS, varied=["layer_min", "percentage"]), "CONTOUR")
+    assert (contour["yaxis"]["key"], contour["xaxis"]["key"]) == ("layer_min", "percentage")
+    assert charts(state_of(LADDERS, varied=["layer_min"]), "CONTOUR") == []
+
+
+def test_bars_stand_for_the_champion_and_its_controls_and_for_all() -> None:
+    names = [bar["metricKey"] for bar in charts(state_of(LADDERS), "BAR")]
+    assert names == ["compared_val_accuracy", "final_val_accuracy"]
 
 
 def test_the_same_study_gives_the_same_view() -> None:

@@ -110,6 +110,24 @@ def test_what_is_learnt_from_training_does_not_depend_on_the_other_splits() -> N
     assert not torch.equal(made[0].val.inputs, made[1].val.inputs)
 
 
+@pytest.mark.parametrize(("scaling", "kind"), [("train", torch.uint8), ("imagenet", torch.uint8),
+                                               ("train", torch.float32)])
+def test_the_scaling_brings_inputs_back_to_their_values(scaling: str, kind: torch.dtype) -> None:
+    values = torch.randint(3, 200, (40, 3, 2, 2), generator=torch.Generator().manual_seed(1))
+    data = from_tensors("x", values.to(kind), torch.arange(40) % 2, labels=["a", "b"], val=0.2,
+                        test=0.2, seed=0, scaling=scaling)
+    found = data.scaling
+    assert found is not None
+    mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (found.mean, found.deviation))
+    given = {tuple(picture.flatten().tolist()) for picture in values}
+    for split in (data.train, data.val, data.read_test()):
+        back = (split.inputs * deviation + mean).round().long()
+        assert {tuple(picture.flatten().tolist()) for picture in back} <= given
+    trained = data.train.inputs * deviation + mean
+    assert (found.low, found.high) == ((0.0, 255.0) if kind == torch.uint8 else (
+        pytest.approx(float(trained.min())), pytest.approx(float(trained.max()))))
+
+
 def test_a_channel_that_never_changes_becomes_zero() -> None:
     inputs = torch.stack([torch.full((12, 4, 4), 9.0), torch.randn(12, 4, 4)], dim=1)
     data = from_tensors("x", inputs, torch.arange(12) % 2, labels="ab", val=0.2, test=0.2, seed=0)

@@ -1,23 +1,42 @@
 """Exported files compute what the pruned network computes, wherever they are loaded."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import harness
-from harness import export as exporting
-from harness.checkpoint import Parameters, read_checkpoint
+from harness.checkpoint import Parameters
+from harness.data import Split
 from harness.errors import ExportError, UnknownName
-from harness.export import SUFFIXES, Exported, export
+from harness.evaluate import accuracy_of, evaluate
+from harness.export import (
+    FORMATS,
+    OPSET,
+    SUFFIXES,
+    Exported,
+    Parity,
+    answers_of,
+    check_formats,
+    export,
+    reader,
+    written,
+)
 
-METADATA = {"study": "s-1", "macs": 123, "labels": ["a", "b"]}
+RECORD: dict[str, Any] = {
+    "study": "s-1", "macs": 123, "labels": ["a", "b"], "val_accuracy": 0.5,
+    "model": {"name": "tiny:net", "num_classes": 10, "in_channels": 1, "width": 1.0,
+              "input_size": 8, "options": {}}}
 
 
 def pruned() -> tuple[nn.Module, Parameters]:
@@ -34,10 +53,15 @@ def pictures(count: int) -> Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(count))
 
 
-def exported(path: Path, format: str) -> tuple[nn.Module, Exported]:
-    model, parameters = pruned()
-    return model, export(model, pictures(4), path, format=format, parameters=parameters,
-                         fresh=tiny.net, metadata=METADATA)
+def split(count: int = 40) -> Split:
+    return Split(pictures(count), torch.arange(count) % 10)
+
+
+def exported(path: Path, format: str, model: nn.Module | None = None) -> Exported:
+    own, parameters = pruned()
+    with answers_of(model or own, split()) as original:
+        return export(model or own, original, path, format=format,
+                      parameters=parameters, record=RECORD)
 
 
 def expected(model: nn.Module, count: int) -> Tensor:
@@ -46,61 +70,127 @@ def expected(model: nn.Module, count: int) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Made:
+    model: nn.Module
+    files: Mapping[str, Exported]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One network in every format."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("exports")
+    model, parameters = pruned()
+    with answers_of(model, split()) as original:
+        return Made(model, {format: export(
+            model, original, folder / format / f"net{SUFFIXES[format]}", format=format,
+            parameters=parameters, record=RECORD) for format in FORMATS})
+
+
+# --- what is in the files -------------------------------------------------------------------------
+
+
+@pytest.mark.rows("R083")
+@pytest.mark.parametrize("format", FORMATS)
+def test_size_and_parity_are_those_of_the_file(format: str, made: Made) -> None:
+    found = made.files[format]
+    assert list(found.path.parent.iterdir()) == [found.path]
+    files = [found.path] if found.path.is_file() else list(found.path.rglob("*"))
+    assert found.size_bytes == sum(len(f.read_bytes()) for f in files if f.is_file()) > 0
+    assert 0 <= found.parity.difference <= 1e-4
+    own = evaluate(made.model, split()).accuracy
+    assert found.parity == replace(
+        found.parity, agreement=1.0, accuracy=pytest.approx(own),
+        accuracy_of_file=pytest.approx(own), pictures=40, compared=40)
+
+
+def said(path: Path, format: str) -> dict[str, Any]:
+    """The file's own metadata, as a program without harness reads it."""
+    if format == "pt2":
+        extra = {"harness.json": ""}
+        torch.export.load(path, extra_files=extra)
+        return dict(json.loads(extra["harness.json"]))
+    if format == "onnx":
+        import onnx
+
+        return {entry.key.removeprefix("harness."): entry.value
+                for entry in onnx.load(path).metadata_props}
+    if format == "state":
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads(file.metadata()["metadata"]))
+    from mlflow.models import Model
+
+    return dict(Model.load(str(path)).metadata["harness"])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_says_what_it_is(format: str, made: Made) -> None:
+    wanted: dict[str, Any] = {**RECORD, "format": format}
+    if format == "onnx":
+        texts = {key: value if isinstance(value, str) else json.dumps(value)
+                 for key, value in wanted.items()}
+        wanted = {**texts, "opset": str(OPSET)}
+    assert said(made.files[format].path, format) == wanted
+
+
 LOADED = """
 import sys, torch
-model = torch.export.load(sys.argv[1]).module()
+{load}
 for count in (1, 2, 7):
-    given = torch.load(f"{sys.argv[2]}/{count}.pt", weights_only=True)
-    torch.testing.assert_close(model(given["in"]), given["out"])
+    given = torch.load(f"{{sys.argv[2]}}/{{count}}.pt", weights_only=True)
+    torch.testing.assert_close(run(given["in"]), given["out"])
 assert not any(name.split(".")[0] in ("harness", "tiny") for name in sys.modules)
+"""
+PT2 = "run = torch.export.load(sys.argv[1]).module()"
+MLFLOW = """
+import mlflow.pyfunc
+model = mlflow.pyfunc.load_model(sys.argv[1])
+run = lambda batch: torch.from_numpy(model.predict(batch.numpy()))
 """
 
 
 @pytest.mark.rows("R141")
-def test_a_pt2_runs_in_a_process_without_our_code(tmp_path: Path) -> None:
-    model, written = exported(tmp_path / "net.pt2", "pt2")
+@pytest.mark.parametrize(("format", "load"), [("pt2", PT2), ("mlflow", MLFLOW)])
+def test_it_runs_in_a_process_without_our_code(format: str, load: str, made: Made,
+                                               tmp_path: Path) -> None:
     for count in (1, 2, 7):
-        torch.save({"in": pictures(count), "out": expected(model, count)}, tmp_path / f"{count}.pt")
+        torch.save({"in": pictures(count), "out": expected(made.model, count)},
+                   tmp_path / f"{count}.pt")
     found = subprocess.run(
-        [sys.executable, "-I", "-c", LOADED, str(written.path), str(tmp_path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        [sys.executable, "-I", "-c", LOADED.format(load=load), str(made.files[format].path),
+         str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
-    extra = {"harness.json": ""}
-    torch.export.load(written.path, extra_files=extra)
-    assert json.loads(extra["harness.json"]) == METADATA
 
 
-def test_an_onnx_runs_at_any_batch_size(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model, written = exported(tmp_path / "net.onnx", "onnx")
-    session = onnxruntime.InferenceSession(written.path, providers=["CPUExecutionProvider"])
+def test_no_picture_leaves_with_a_file(made: Made) -> None:
+    (example,), _ = torch.export.load(made.files["pt2"].path).example_inputs
+    assert example.untyped_storage().nbytes() == 2 * 64 * 4  # two of them, and nothing around them
+    given = json.loads((made.files["mlflow"].path / "input_example.json").read_text())
+    for traced in (example, torch.tensor(given)):
+        nearest = (traced[:, None] - split().inputs[None]).abs().amax((2, 3, 4)).min()
+        assert float(nearest) > 0.1
+
+
+def test_an_onnx_runs_at_any_batch_size_and_has_the_stated_opset(made: Made) -> None:
+    import onnx
+    import onnxruntime
+
+    path = made.files["onnx"].path
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for count in (1, 2, 7, 64):
         found, = session.run(None, {"input": pictures(count).numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), expected(model, count), rtol=1e-4,
+        torch.testing.assert_close(torch.from_numpy(found), expected(made.model, count), rtol=1e-4,
                                    atol=1e-5)
-    meta = session.get_modelmeta().custom_metadata_map
-    assert meta == {"harness.study": "s-1", "harness.macs": "123",
-                    "harness.labels": '["a", "b"]'}
-    assert written.difference <= 1e-4
-    assert list(tmp_path.iterdir()) == [written.path]
+    assert [(o.domain, o.version) for o in onnx.load(path).opset_import] == [("", OPSET)]
 
 
-def test_a_state_is_rebuilt_on_a_fresh_network(tmp_path: Path) -> None:
-    model, written = exported(tmp_path / "net.safetensors", "state")
-    loaded = harness.load_pruned(tiny.net(), written.path).eval()
-    assert torch.equal(expected(loaded, 5), expected(model, 5))
-    assert read_checkpoint(written.path).metadata == METADATA
+def test_a_state_is_rebuilt_on_a_fresh_network(made: Made) -> None:
+    loaded = harness.load_pruned(tiny.net(), made.files["state"].path).eval()
+    assert torch.equal(expected(loaded, 5), expected(made.model, 5))
 
 
-@pytest.mark.rows("R083")
-@pytest.mark.parametrize("format", ["pt2", "state"])
-def test_size_and_difference_are_those_of_the_file(format: str, tmp_path: Path) -> None:
-    path = tmp_path / "new" / f"net{SUFFIXES[format]}"
-    _, written = exported(path, format)
-    assert (written.path, written.format) == (path, format)
-    assert written.size_bytes == path.stat().st_size > 0
-    assert 0 <= written.difference <= 1e-4
-    assert list(path.parent.iterdir()) == [path]
+# --- what is not as it must be --------------------------------------------------------------------
 
 
 def other(model: nn.Module) -> nn.Module:
@@ -110,56 +200,149 @@ def other(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize("format", ["pt2", "mlflow"])
 def test_a_wrong_export_is_deleted_and_an_earlier_one_stays(
-        format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        format: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net"
-    path.write_bytes(b"an earlier export")
-    name = {"pt2": "_pt2", "onnx": "_onnx", "state": "save_pruned"}[format]
-    write = getattr(exporting, name)
+    earlier = path
+    if format == "mlflow":
+        path.mkdir()
+        earlier = path / "MLmodel"
+    earlier.write_bytes(b"an earlier export")
+    write = written._WRITERS[format]
 
-    def wrong(model: nn.Module, *more: object, **named: Mapping[str, object]) -> object:
-        model, _ = pruned()
-        return write(other(model), *more, **named)
+    def wrong(model: nn.Module, *more: Any) -> None:
+        write(other(pruned()[0]), *more)
 
-    monkeypatch.setattr(exporting, name, wrong)
-    with pytest.raises(ExportError, match=r"outputs differ from the network's by .*It was deleted"):
+    monkeypatch.setitem(written._WRITERS, format, wrong)
+    with pytest.raises(ExportError, match=r"was deleted: its outputs differ from the network's by"):
         exported(path, format)
-    assert path.read_bytes() == b"an earlier export"
+    assert earlier.read_bytes() == b"an earlier export"
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_is_no_model_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ExportError, match="mine is there, and no MLflow model"):
+        exported(tmp_path / "mine", "mlflow")
+    assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_folder_is_replaced_by_the_next(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "net.mlflow"
+    path.mkdir()
+    for name in ("MLmodel", "left over"):
+        (path / name).write_bytes(b"an earlier export")
+    exported(path, "mlflow")
+    assert said(path, "mlflow")["study"] == "s-1"
+    assert not (path / "left over").exists()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"difference": 2e-4}, r"differ from the network's by 0\.0002 of the largest output"),
+    ({"difference": float("nan")}, "differ from the network's by nan"),
+    ({"accuracy_of_file": 0.898}, r"its accuracy is 89\.80 %, the network's 90\.00 %"),
+    ({"accuracy_of_file": float("nan")}, "its accuracy is nan"),
+])
+def test_what_differs_too_much_is_told(changes: dict[str, float], words: str) -> None:
+    good = Parity(1e-6, 0.99, 0.9, 0.8995, 100, 100)
+    assert good.failures == []
+    (failure,) = replace(good, **changes).failures
+    assert re.search(words, failure)
+
+
+def test_a_file_that_needs_our_code_is_noticed(made: Made, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this process has it loaded, it looks to the reader as if the file had done so."""
+    import numpy as np
+
+    np.save(tmp_path / "in.npy", pictures(3).numpy())
+    asked = {"format": "pt2", "file": str(made.files["pt2"].path), "compared": 2, "threads": 1,
+             "pictures": str(tmp_path / "in.npy"), "outputs": str(tmp_path / "out.npy"),
+             "answers": str(tmp_path / "said.npy")}
+    monkeypatch.setattr(sys, "argv", ["reader.py", json.dumps(asked)])
+    with pytest.raises(SystemExit, match="it needs harness.* to be loaded"):
+        reader.main()
+    own = expected(made.model, 3)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "out.npy")), own[:2])
+    assert np.load(tmp_path / "said.npy").tolist() == own.argmax(1).tolist()
+
+
 def test_a_network_that_puts_out_nan_is_not_exported(tmp_path: Path) -> None:
-    model, parameters = pruned()
+    model, _ = pruned()
     with torch.no_grad():
         model[-1].bias.fill_(float("nan"))  # type: ignore[index]
     with pytest.raises(ExportError, match="differ from the network's by nan"):
-        export(model, pictures(2), tmp_path / "net.pt2", format="pt2", parameters=parameters,
-               fresh=tiny.net, metadata={})
+        exported(tmp_path / "net.pt2", "pt2", model)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("format", ["pt2", "state"])
-def test_what_stands_in_the_way_is_a_sentence(format: str, tmp_path: Path) -> None:
+def test_what_stands_in_the_way_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "net", tmp_path):
-        with pytest.raises(ExportError, match=f"{path}: cannot be written as {format}: "):
-            exported(path, format)
+        with pytest.raises(ExportError, match=f"{path}: cannot be written as pt2: "):
+            exported(path, "pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 class Stubborn(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs * float(inputs.sum())  # a number that only a run knows
+        return inputs.mean((2, 3)) * float(inputs.sum())  # a number that only a run knows
 
 
 def test_a_network_that_torch_cannot_export_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="net.pt2: cannot be written as pt2: "):
-        export(Stubborn(), pictures(2), tmp_path / "net.pt2", format="pt2", parameters={},
-               fresh=Stubborn, metadata={})
+        exported(tmp_path / "net.pt2", "pt2", Stubborn())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_format_is_told_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown export format 'onxx'. Nearest: onnx"):
-        exported(tmp_path / "net", "onxx")
+def test_a_state_that_nothing_can_rebuild_is_refused(tmp_path: Path) -> None:
+    model, parameters = pruned()
+    with answers_of(model, split()) as original, pytest.raises(
+            ExportError, match="nothing says what it is to be rebuilt on"):
+        export(model, original, tmp_path / "net", format="state",
+               parameters=parameters, record={"labels": []})
+
+
+def test_unknown_formats_are_told_all_at_once_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match=r"(?s)'onxx'\. Nearest: onnx.*'pt3'\. Nearest: pt2"):
+        check_formats(["onxx", "state", "pt3"])
+
+
+def test_without_its_packages_onnx_is_refused_before_anything(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written, "find_spec", lambda name: None if name == "onnxscript" else name)
+    check_formats(["pt2", "state", "mlflow"])
+    with pytest.raises(ExportError, match=r"pip install 'harness\[export\]' \(onnxscript missing"):
+        check_formats(FORMATS)
+
+
+# --- accuracy of classes that were said -----------------------------------------------------------
+
+
+def test_accuracy_of_answers_is_what_evaluate_measures() -> None:
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 4, 1)
+    pixels = Split(torch.randn(6, 3, 5, 5), torch.randint(0, 4, (6, 5, 5)))
+    pixels.targets[0] = -100  # a picture whose pixels count for nothing
+    whole = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classes = Split(pixels.inputs, torch.randint(0, 4, (6,)))
+    for model, examples in ((net, pixels), (whole, classes)):
+        with torch.no_grad():
+            answers = model(examples.inputs).argmax(1)
+        assert accuracy_of(answers, examples.targets, 4) == pytest.approx(
+            evaluate(model, examples).accuracy)
+
+
+def test_pixels_are_compared_as_pictures_are(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+    examples = Split(pictures(9), torch.arange(9 * 64).reshape(9, 8, 8) % 3)
+    with answers_of(net, examples) as original:
+        found = export(net, original, tmp_path / "net.onnx", format="onnx",
+                       parameters={}, record={})
+    assert found.parity.accuracy == pytest.approx(evaluate(net, examples).accuracy)
+    assert (found.parity.agreement, found.parity.pictures) == (1.0, 9)

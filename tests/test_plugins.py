@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from harness.errors import ConfigError, HarnessError, UnknownName
 from harness.plugins import arguments_for, is_reference, load_object
@@ -34,11 +35,11 @@ def test_anything_else_is_not_a_reference(name: str) -> None:
 
 
 def test_an_installed_function_is_found() -> None:
-    assert load_object("json:dumps", "model")([1]) == "[1]"
+    assert load_object("tiny:net", "model")(width=2)[0].out_channels == 16
 
 
 def test_a_method_is_found_behind_its_class() -> None:
-    assert load_object("pathlib:Path.cwd", "model")() == Path.cwd()
+    assert load_object("tiny:Machine.runs", "model") is tiny.Machine.runs
 
 
 def test_a_module_in_the_current_folder_is_found(folder: Path) -> None:
@@ -55,12 +56,12 @@ def test_a_package_in_the_current_folder_is_found(folder: Path) -> None:
 
 @pytest.mark.parametrize(("source", "reference", "error", "words"), [
     (None, "absent_module:f", UnknownName, "there is no module 'absent_module'"),
-    (None, "json.absent:f", UnknownName, "there is no module 'json.absent'"),
-    (None, "json:dump_all", UnknownName, "there is no 'dump_all' in it. Nearest: dump"),
+    (None, "tiny.absent:f", UnknownName, "there is no module 'tiny.absent'"),
+    (None, "tiny:stud", UnknownName, "there is no 'stud' in it. Nearest: study"),
     ("depth = 3", "own:depth", ConfigError, "is of type int, not a function"),
     ("import absent_below", "own:f", ConfigError, "failed: No module named 'absent_below'"),
     ("def f(:", "own:f", ConfigError, "failed: SyntaxError"),
-    (None, "math:sin.taylor", UnknownName, "there is no 'taylor' in it"),
+    (None, "tiny:net.taylor", UnknownName, "there is no 'taylor' in it"),
     ("raise SystemExit(2)", "own:f", ConfigError, "failed: SystemExit: 2"),
     ("1 / 0", "own:f", ConfigError, "failed: ZeroDivisionError"),
     (None, "own", ConfigError, "must look like package.module:function"),

@@ -239,6 +239,29 @@ class TestEveryTracker:
         assert tracker.register(second, "net") == "2"
         assert tracker.register(first, "net") == "1"
 
+    def test_a_version_leads_to_the_run_and_the_model_that_it_is_of(
+        self, tracker: AnyTracker
+    ) -> None:
+        run_id = opened(tracker)
+        nets = [small_net() for _ in range(2)]
+        uris = [
+            tracker.log_model(run_id, net, EXAMPLE, name="pruned", tags={"step": str(step)})
+            for step, net in enumerate(nets)
+        ]
+        for uri in uris:
+            tracker.register(uri, "net", alias="champion")
+        for which, place in (("/1", 0), ("/2", 1), ("@champion", 1)):
+            found = tracker.registered("net", which)
+            assert (found.name, found.number, found.run_id) == ("net", str(place + 1), run_id)
+            assert found.uri == uris[place]
+            tensors, tags = tracker.read_model(run_id, "pruned", found.uri)
+            assert tags["step"] == str(place)
+            own = nets[place].state_dict()
+            assert all(torch.equal(tensors[name], own[name]) for name in own)
+        for which in ("/3", "@nobody"):
+            with pytest.raises(TrackingError, match=f"could not find .* net{which}"):
+                tracker.registered("net", which)
+
     def test_the_launcher_leads_to_the_study(self, tracker: AnyTracker) -> None:
         started, study = opened(tracker, "spiffy-dove"), opened(tracker, "study")
         link_launcher(tracker, started, study, view="#/a/view")
@@ -306,7 +329,9 @@ class TestRunsInMlflow:
             for role in ("study", "baseline", "trial", "control"):
                 mlflow_tracker.open_run(name=role, role=role, study=study)
         for study in ("s-1", "it's"):
-            query = comparison_view.state(study, ["lr"], "val_accuracy")["searchFilter"]
+            query = comparison_view.state(study, ["lr"], "val_accuracy", ["lr"], "budget")[
+                "searchFilter"
+            ]
             found = mlflow_tracker.client.search_runs([mlflow_tracker.experiment_id], str(query))
             tags = [run.data.tags for run in found]
             assert {tag["study"] for tag in tags} == {study}
@@ -380,7 +405,8 @@ class TestModels:
 
     def test_the_champion_is_found_by_its_alias(self, mlflow_tracker: MlflowTracker) -> None:
         uri = mlflow_tracker.log_model(opened(mlflow_tracker), small_net(), EXAMPLE, name="a")
-        mlflow_tracker.register(uri, "net", description="the best", tags={"budget": "0.1"})
+        mlflow_tracker.register(uri, "net", alias="champion", description="the best",
+                                tags={"budget": "0.1"})
         champion = mlflow_tracker.client.get_model_version_by_alias("net", "champion")
         place = mlflow_tracker.client.get_model_version_download_uri("net", str(champion.version))
         assert (Path(place) / "data" / "model.pt2").exists()

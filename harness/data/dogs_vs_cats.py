@@ -10,19 +10,23 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
-from PIL import Image
 
+from harness.data.pictures import opened
 from harness.errors import DataError
 
 CLASSES = ("cat", "dog")
-_NAME = re.compile(rf"({'|'.join(CLASSES)})\.(\d+)\.jpe?g", re.IGNORECASE)
+_NAME = re.compile(rf"({'|'.join(CLASSES)})\.(\d{{1,9}})\.jpe?g", re.IGNORECASE)
 _INNER = "train.zip"
+_OF_ZIPS = (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+_LARGEST_ZIP, _LARGEST_PICTURE = 2 * 10**9, 64 * 10**6  # bytes, unpacked
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,23 @@ def _pictures(source: Path) -> Iterator[list[Picture]]:
             if not inner:
                 yield _of_zip(outer, source)
                 return
-            with outer.open(inner[0]) as packed:  # not seekable at a fair price
-                shutil.copyfileobj(packed, copy)
+            _unpack(outer, inner[0], copy, source)
             with zipfile.ZipFile(copy) as archive:
                 yield _of_zip(archive, source / inner[0])
+
+
+def _unpack(outer: zipfile.ZipFile, name: str, copy: IO[bytes], source: Path) -> None:
+    """The zip within the zip, which cannot be read where it is at a fair price."""
+    if (size := outer.getinfo(name).file_size) > _LARGEST_ZIP:
+        raise DataError(f"{name} in {source} has {size} bytes, unpacked; Kaggle's has half a "
+                        f"gigabyte, and at most {_LARGEST_ZIP} are unpacked.")
+    try:
+        with outer.open(name) as packed:
+            shutil.copyfileobj(packed, copy)
+    except _OF_ZIPS as error:
+        raise DataError(f"{name} in {source} cannot be read: {error}.") from error
+    if not zipfile.is_zipfile(copy):
+        raise DataError(f"{name} in {source} is no zip file.")
 
 
 def _of_folder(source: Path) -> list[Picture]:
@@ -107,9 +124,19 @@ def _of_folder(source: Path) -> list[Picture]:
 
 def _of_zip(archive: zipfile.ZipFile, place: Path) -> list[Picture]:
     def reader(name: str) -> Callable[[], bytes]:
-        return lambda: archive.read(name)
+        return lambda: _unpacked(archive, name)
 
     return _named({name: reader(name) for name in sorted(archive.namelist())}, place)
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of a zip, if it is no larger than a picture; what it says of its size is not believed.
+    """
+    with archive.open(name) as packed:
+        data = packed.read(_LARGEST_PICTURE + 1)
+    if len(data) > _LARGEST_PICTURE:
+        raise OSError(f"unpacked it has more than {_LARGEST_PICTURE} bytes")
+    return data
 
 
 def _named(files: Mapping[str, Callable[[], bytes]], source: Path) -> list[Picture]:
@@ -146,9 +173,11 @@ def _good(pictures: list[Picture], seen: dict[str, str], left_out: list[str],
     for picture in pictures:
         try:
             data = picture.read()
-            with Image.open(io.BytesIO(data)) as opened:
-                opened.load()
-        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
+            opened(Path(picture.place), None, io.BytesIO(data))
+        except DataError as error:
+            left_out.append(str(error))
+            continue
+        except _OF_ZIPS as error:
             left_out.append(f"{picture.place} cannot be read: {error}")
             continue
         digest = hashlib.sha256(data).hexdigest()

@@ -3,11 +3,13 @@
 Shapes: N files; C channels, 3 of colour or 1 of grey; H x W pixels, as data.size has it.
 """
 
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -23,6 +25,9 @@ from harness.errors import DataError, unknown
 MEMORY_GB = 4.0
 _MODES = {3: "RGB", 1: "L"}
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # more than 8 bits a pixel
+# What IMG_EXTENSIONS names, and GIF, which some .jpg of Oxford's pets are. Not all that Pillow can
+# read, whatever a file is called: one kind (EPS) is a program, and Pillow has another run it.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _TOLD = 10  # so many mistakes of one kind are told, and then their number
 
 
@@ -125,15 +130,22 @@ def read_pairs(pairs: Sequence[tuple[Path, Path]], drawn: Drawn,
     return pictures, masks
 
 
-def opened(file: Path, mode: str | None) -> Image.Image:
-    """A picture in a mode of PIL's, or in its own. Raises DataError that names a file at fault."""
+def opened(file: Path, mode: str | None, content: BinaryIO | None = None) -> Image.Image:
+    """A picture in a mode of PIL's, or in its own. Raises DataError that names a file at fault.
+
+    content: of a file that is not on the disk.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its metadata, which nobody reads here
-            with Image.open(file) as stream:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(content or file, formats=_FORMATS) as stream:
                 picture: Image.Image = stream
                 picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{file} cannot be read: it has more than {Image.MAX_IMAGE_PIXELS} pixels, "
+                        "the most that are read; make it smaller") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
         said = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{file} cannot be read: {said}") from error
     if picture.mode in _WIDE:

@@ -49,6 +49,20 @@ class Split:
         return Split(self.inputs.to(device), self.targets.to(device))
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """How values became inputs, channel by channel: input = (value - mean) / deviation.
+
+    low, high: the range of values, in the data set's own unit: 0 to 255 of bytes, else what the
+    training split has.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    low: float
+    high: float
+
+
 @dataclass
 class _Tally:
     reads: int = 0
@@ -59,7 +73,8 @@ class Data:
     """A data set in splits whose order is random: the first examples are a fair sample.
 
     labels: the name of each class; fingerprint: sha256 over labels and the tensors of all splits;
-    families: name of a set of classes -> its labels. Made by `from_tensors`.
+    families: name of a set of classes -> its labels; scaling: None if it is not known. Made by
+    `from_tensors`.
     """
 
     name: str
@@ -70,6 +85,7 @@ class Data:
     _test: Split = field(repr=False)
     _tally: _Tally = field(default_factory=_Tally, repr=False)
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    scaling: Scaling | None = field(default=None, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -157,10 +173,12 @@ def from_tensors(name: str, inputs: Tensor, targets: Tensor, *, labels: Sequence
         rows = stratified(groups, val=val, test=test, seed=seed)
     else:
         rows = _filled_up(groups, parts, val=val, test=test, seed=seed)
-    splits = [Split(pictures, _settled(targets[part], ignore_label))
-              for pictures, part in zip(_scaled(inputs, rows, scaling), rows, strict=True)]
+    pictures, known = _scaled(inputs, rows, scaling)
+    splits = [Split(those, _settled(targets[part], ignore_label))
+              for those, part in zip(pictures, rows, strict=True)]
     return Data(name, splits[0], splits[1], tuple(labels), _fingerprint(splits, labels), splits[2],
-                families={family: tuple(inside) for family, inside in (families or {}).items()})
+                families={family: tuple(inside) for family, inside in (families or {}).items()},
+                scaling=known)
 
 
 def stratified(targets: Tensor, *, val: float, test: float, seed: int,
@@ -247,13 +265,14 @@ def _filled_up(targets: Tensor, parts: Tensor, *, val: float, test: float, seed:
     return _shuffled(drawn, generator)
 
 
-def _scaled(inputs: Tensor, rows: Sequence[Tensor], scaling: str) -> list[Tensor]:
-    """The pictures of each split in float32, scaled channel by channel.
+def _scaled(inputs: Tensor, rows: Sequence[Tensor], scaling: str) -> tuple[list[Tensor], Scaling]:
+    """The pictures of each split in float32, scaled channel by channel, and by what.
 
     In double, so that the order of summation (threads) does not reach the float32 result.
     """
     splits = [torch.empty(len(part), *inputs.shape[1:]) for part in rows]
     known = SCALINGS[scaling]
+    used: list[tuple[float, float]] = []
     for channel in range(inputs.shape[1]):
         if known is None:
             fitted = inputs[rows[0], channel].double()
@@ -267,7 +286,16 @@ def _scaled(inputs: Tensor, rows: Sequence[Tensor], scaling: str) -> list[Tensor
         divisor = torch.where(deviation > 0, deviation, 1.0)
         for split, part in zip(splits, rows, strict=True):
             split[:, channel] = ((inputs[part, channel].double() - mean) / divisor).float()
-    return splits
+        used.append((float(mean), float(divisor)))
+    means, deviations = zip(*used)
+    return splits, Scaling(means, deviations, *_range_of(inputs, rows[0]))
+
+
+def _range_of(inputs: Tensor, rows: Tensor) -> tuple[float, float]:
+    if inputs.dtype == torch.uint8:
+        return 0.0, 255.0
+    low, high = torch.aminmax(inputs[rows])
+    return float(low), float(high)
 
 
 def _settled(targets: Tensor, ignore_label: int | None) -> Tensor:

@@ -28,6 +28,8 @@ def take_over(model: nn.Module, source: str, network: str, *, partly: bool) -> t
         raise ModelError(f"model.weights: {source} is no file of weights: a state dict in "
                          "safetensors, or one that torch.save wrote, with nothing else in it."
                          ) from error
+    if wrong := _broken(state):
+        raise ModelError(f"model.weights: {source} {wrong}.")
     if partly:
         return adopt(model, state)
     if wrong := _misfits(model, state):
@@ -35,6 +37,16 @@ def take_over(model: nn.Module, source: str, network: str, *, partly: bool) -> t
                          "what fits.")
     model.load_state_dict(state)
     return ()
+
+
+def _broken(state: object) -> str:
+    """What keeps it from being weights, in words; '' if it is tensors of finite numbers by name."""
+    if not isinstance(state, Mapping) or not all(
+            isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()):
+        return "holds something besides tensors with names"
+    not_finite = [name for name, t in state.items()
+                  if t.is_floating_point() and not bool(t.isfinite().all())]
+    return f"has numbers that are not finite: {_few(not_finite)}" if not_finite else ""
 
 
 def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -74,7 +86,8 @@ def _torchvisions(network: str) -> Mapping[str, Tensor]:
     """Fetched, or found in torch's cache."""
     weights = _enum(network)
     try:
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True,
+                                                             weights_only=True)
     except Exception as error:  # urllib, ssl, sockets, and a hash that is wrong
         file = weights.url.rpartition("/")[2]
         folder = Path(torch.hub.get_dir()) / "checkpoints"

@@ -304,7 +304,9 @@ class Agent:
             trial = experiment.trial(config, macs=macs, is_candidate=is_candidate, on_step=on_step)
         self._attend(claim)
         journal.gops(experiment.gops(trial.final), trial.final)
-        self.runs.walked(run_id, journal, trial)
+        last = result_of(trial, 0.0).last
+        self.runs.walked(run_id, journal, trial, experiment,
+                         self.question.excess(last) if macs is None else None)
         return trial
 
     def _is_candidate(self, step: Step) -> bool:

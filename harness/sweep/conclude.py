@@ -19,19 +19,22 @@ from harness.experiment import stages
 from harness.journal import Journal
 from harness.runtime import facts
 from harness.store import write_whole
+from harness.sweep import study_notes
 from harness.sweep.agent import Agent
 from harness.sweep.bookkeeping import metrics as costs_of
 from harness.sweep.claims import holding
-from harness.sweep.controls import AGAIN, Control, Controls
+from harness.sweep.controls import Control, Controls
+from harness.sweep.crowning import crown, stand_beside
 from harness.sweep.ledger import Ledger, ordinal_of
+from harness.sweep.notes import NOTE
 from harness.sweep.outcome import LayerKept, Outcome, Row
 from harness.sweep.pictures import FOLDER, of_study
+from harness.sweep.registry import Standing, register_champion
 from harness.sweep.report import RUN_FILE, STUDY_FILE
 from harness.sweep.report import keep as keep_report
-from harness.sweep.results import Effort, Final, Result, effort_of
+from harness.sweep.results import AGAIN, Effort, Final, Result, effort_of
 from harness.sweep.runs import named
 from harness.sweep.space import Space
-from harness.sweep.telling import answer
 from harness.sweep.verdict import Versus, compared, sentence
 from harness.sweep.verdict import metrics as comparison_metrics
 from harness.trajectories import Stage
@@ -74,7 +77,7 @@ def finished(ledger: Ledger, study: Study) -> Outcome | None:
     """What the study found, if it has found all that it is asked for."""
     try:
         outcome = Outcome.from_json(ledger.get("outcome", {}))
-    except (KeyError, TypeError):  # none, or of an earlier version: then it is drawn again
+    except (KeyError, TypeError, ValueError):  # none, or of an earlier version: drawn again
         return None
     has_all = outcome.is_exhausted or outcome.settings_finished >= study.config.trials
     return outcome if has_all and outcome.replicates >= study.config.replicates else None
@@ -120,6 +123,7 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
         layers=_layers(agent, champion), frozen=dict(agent.experiment.frozen),
         environment=facts(agent.experiment.device))
     _write(agent, outcome, effort)
+    stand_beside(agent, outcome)
     return outcome
 
 
@@ -214,7 +218,7 @@ def checksum(stage: Stage) -> str:
 
 
 def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> str:
-    """The front as models that load without our code; the champion registered under its alias.
+    """The front as models that load without our code; the champion registered, see `registry`.
 
     Returns: the champion's URI, '' without one.
     """
@@ -228,6 +232,8 @@ def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> s
             uri = agent.tracker.log_model(
                 found.run_id, module, agent.experiment.data.val.inputs[:2], name="pruned",
                 metrics={"val_accuracy_of_model": found.final.accuracy,
+                         "flops_share_of_model": found.final.macs / agent.experiment.whole.macs,
+                         "params_of_model": float(found.final.params),
                          "macs_of_model": float(found.final.macs)},
                 tags={"stage": found.final.key, "step": str(found.final.step)},
                 labels=agent.experiment.data.labels)
@@ -236,10 +242,12 @@ def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> s
     if champion is None:
         return ""
     uri = logged[champion.final.key]
-    share = champion.final.macs / agent.experiment.whole.macs
-    agent.tracker.register(uri, agent.study.config.name, alias="champion", description=(
+    chosen = agent.experiment.chosen
+    standing = Standing.of(agent.question, champion.final, study=agent.study_id,
+                           trial=champion.ordinal, data=chosen.fingerprint, measure=chosen.measure)
+    register_champion(agent.tracker, uri, agent.study.config.name, standing, (
         f"Of {agent.study_id}, {agent.question.text}: "
-        f"{champion.final.accuracy:.2%} on validation at {share:.1%} of the FLOPs, "
+        f"{champion.final.accuracy:.2%} on validation at {standing.share:.1%} of the FLOPs, "
         f"trial {champion.ordinal}, step {champion.final.step}."))
     return uri
 
@@ -269,12 +277,7 @@ def _champion_row(agent: Agent, champion: Found, stage: Stage) -> Row:
     test = _test_accuracy(agent, stage)
     journal = Journal(agent.tracker, champion.run_id, agent.experiment.whole)
     journal.summary({"final_test_accuracy": test}, int(stage.facts["made_ms"]))
-    before = agent.ledger.get("champion_run", champion.run_id)
-    if before != champion.run_id:  # more trials have found a better one
-        agent.tracker.set_tags(before, {"champion": "no"})
-    agent.tracker.set_tags(champion.run_id, {"champion": "yes",
-                                             "champion.step": str(champion.final.step)})
-    agent.ledger.set("champion_run", champion.run_id)
+    crown(agent, champion.run_id, champion.final, test)
     return _row(agent, "champion", champion, test)
 
 
@@ -304,9 +307,17 @@ def _notes(agent: Agent) -> list[str]:
 
 
 def _view(agent: Agent) -> str:
-    searched = Space.of(agent.study.config).searched
-    view = build(agent.study_id, settings=[short(p) for p in searched])
+    searched = [short(path) for path in Space.of(agent.study.config).searched]
+    tried = {name: {named(t.params).get(name) for t in agent.ledger.originals()}
+             for name in searched}
+    view = build(agent.study_id, kind=agent.study.config.kind, settings=searched,
+                 varied=[name for name in searched if _varies(tried[name])])
     return agent.tracker.save_view(view.key, view.value)
+
+
+def _varies(values: set[Any]) -> bool:
+    """Whether a chart can have it as an axis: more than one number."""
+    return len(values) > 1 and all(isinstance(value, int | float) for value in values)
 
 
 def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
@@ -329,7 +340,7 @@ def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
     for versus in outcome.comparisons:
         metrics |= comparison_metrics(versus)
     journal.latest(metrics, _ended_ms(agent))
-    agent.tracker.set_tags(agent.run_id, {"mlflow.note.content": _description(outcome),
+    agent.tracker.set_tags(agent.run_id, {NOTE: study_notes.study(outcome),
                                           "question": outcome.question,
                                           "verdict": "\n".join(outcome.verdict)[:4000],
                                           "view": outcome.view, "champion.weights": outcome.weights,
@@ -351,14 +362,6 @@ def _report(agent: Agent, outcome: Outcome) -> None:
         except Exception as error:
             agent.screen.message(f"the report was not written: {type(error).__name__}: {error}; "
                                  f"harness report {agent.study_id} tries again")
-
-
-def _description(outcome: Outcome) -> str:
-    """What MLflow's page of the study shows first. Markdown."""
-    lines = [f"**Asked for:** {outcome.question}.", f"**Found:** {answer(outcome)}",
-             f"Accuracy here is {outcome.measure}.",
-             "\n".join(f"- {text}" for text in outcome.verdict)]
-    return "\n\n".join(line for line in lines if line)
 
 
 def _made_again(agent: Agent) -> int:

@@ -21,12 +21,11 @@ from harness.settings import SCRATCH
 from harness.sweep.agent import IDLE_S, NO_FAULT, Agent, failed_line
 from harness.sweep.claims import Claim
 from harness.sweep.ledger import Ledger
-from harness.sweep.results import Final, Result, result_of
+from harness.sweep.results import AGAIN, Final, Result, result_of
 from harness.sweep.runs import named
 from harness.sweep.space import Settings
 from harness.trajectories import Stage
 
-AGAIN = "again"
 Task = tuple[str, int]  # name of a control, number of the replicate
 
 
@@ -187,5 +186,5 @@ class Controls:
         for step in trial.steps:
             journal.step(step)
         journal.gops(experiment.gops(trial.final), trial.final)
-        self.agent.runs.walked(run_id, journal, trial)
+        self.agent.runs.walked(run_id, journal, trial, experiment)
         return trial

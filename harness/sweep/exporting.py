@@ -1,38 +1,225 @@
-"""Export of any network that has a name, not of champions alone."""
+"""Export of any network that has a name: in one format or in all, each file compared with it."""
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from harness.config import to_yaml
+from torch import nn
+
+from harness.analysis.costs import Sheet
+from harness.config import RunConfig
 from harness.console import count, percent
-from harness.evaluate import evaluate
-from harness.export import SUFFIXES, check_format, export
-from harness.loading import load_data, network
-from harness.sweep.champion import Report
-from harness.sweep.networks import Reference, Shelf
+from harness.data import Data
+from harness.errors import ExportError, StudyError
+from harness.evaluate import evaluate, latencies
+from harness.experiment import stages
+from harness.export import FORMATS, SUFFIXES, Exported, answers_of, check_formats, export, record
+from harness.export.last_steps import CALIBRATION, Quantized, fold_batch_norms, quantized
+from harness.export.parity import POINTS, TOLERANCE
+from harness.graphs import traced
+from harness.loading import architecture, load_data
+from harness.runtime import settle
+from harness.sweep.champion import outcome_of
+from harness.sweep.networks import Fetched, Reference, Shelf
+from harness.sweep.rounding_up import rounded_network
+
+ALL = "all"
+_USE = {"pt2": "torch.export.load('{}').module()(pictures)",
+        "onnx": "onnxruntime.InferenceSession('{}').run(None, {{'input': pictures}})",
+        "state": "harness.load_pruned(fresh_network, '{}')",
+        "mlflow": "mlflow.pyfunc.load_model('{}').predict(pictures)"}
 
 
-def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None) -> Report:
-    """Write a network, such as a milestone of a run, to a file; load it again and compare.
+@dataclass(frozen=True)
+class Shipped:
+    """What was written, as tables; and what was not, and why."""
 
-    Raises UnknownName for a format, ExportError if it cannot be written or the file differs, and
-    what fetching it raises.
+    sheets: Sequence[Sheet]
+    failures: Sequence[str]
+
+
+def formats_of(name: str) -> tuple[str, ...]:
+    """The formats that --format names. Raises UnknownName, ExportError."""
+    formats = FORMATS if name == ALL else (name,)
+    check_formats(formats)
+    return formats
+
+
+def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None, *,
+                   fold: bool = False, int8: bool = False, round_to: int | None = None,
+                   ) -> Shipped:
+    """Write a network to a file, or in `all` formats into a folder; load each again and compare.
+
+    A champion is compared on the test split, beside its baseline; any other on validation. out:
+    by default under `exports` in the home. fold: without the batch norms that can be folded; int8:
+    an 8-bit file beside the ONNX one, which is measured, not judged. round_to: of a trial, the
+    network with its widths rounded up to multiples of it, retrained, if that is faster.
+    Raises UnknownName for a format, ExportError for what cannot be asked together, and what
+    fetching the network raises; a file that cannot be written, or differs, is among the failures.
     """
-    check_format(format_)
+    formats = formats_of(format_)
+    _check_last_steps(formats, fold, int8)
+    if ref.is_champion:
+        _check_champion(ref, shelf)
     config = shelf.config(ref)
+    settle(config.threads)
     data = load_data(config)
     found = shelf.network(ref, config, data)
-    name = "-".join(re.findall(r"[\w.]+", str(ref)))
-    metadata = {"config": to_yaml(config), "network": str(ref), "labels": list(data.labels),
-                "input_shape": list(data.input_shape)}
-    written = export(found.module, data.val.inputs[:32],
-                     out or shelf.home / "exports" / f"{name}{SUFFIXES[format_]}", format=format_,
-                     parameters=found.parameters, fresh=lambda: network(config, data),
-                     metadata=metadata)
-    accuracy = evaluate(found.module, data.val.to("cpu")).accuracy
-    rows = [["accuracy (validation)", percent(accuracy)],
-            ["parameters", count(sum(p.numel() for p in found.module.parameters()))],
-            ["file", f"{written.path} ({written.size_bytes / 1e6:.2f} MB, {format_})"]]
-    return Report(str(ref), ["what", "value"], rows, [
-        f"loaded again and compared: largest difference {written.difference:.1e} of the largest "
-        "output"])
+    rounded = rounded_network(ref, shelf, config, data, found, round_to) if round_to else None
+    if rounded is not None:
+        found = rounded.network
+    module = found.module.cpu()
+    judged = data.only(config.adapt.classes) if config.adapt.classes else data
+    facts = _record(ref, shelf, config, data, judged, found)
+    split, examples = ("test", judged.read_test()) if ref.is_champion else (
+        "validation", judged.val)
+    sent, notes = module, []
+    if fold:
+        sent, gone, left = fold_batch_norms(module)
+        facts["folded_batch_norms"] = gone
+        notes = [_of_folding(module, sent, gone, left, data)]
+    written: dict[str, Exported | ExportError] = {}
+    with answers_of(module, examples) as original:
+        for name in formats:
+            try:
+                written[name] = export(
+                    sent, original, _place(ref, shelf, name, out, len(formats) > 1,
+                                           found.lineage.get("rounded_to")), format=name,
+                    parameters=found.parameters, record=facts)
+            except ExportError as error:
+                written[name] = error
+    failures = [str(each) for each in written.values() if isinstance(each, ExportError)]
+    good = [each for each in written.values() if isinstance(each, Exported)]
+    sheets = [_parity(ref, written, split, notes)]
+    onnx = written.get("onnx")
+    if int8 and isinstance(onnx, Exported):
+        try:
+            with answers_of(module, judged.val) as original:
+                sheets.append(_of_int8(quantized(onnx.path, judged.train.inputs, original,
+                                                 data.val.inputs[:32]), onnx, config.threads))
+        except ExportError as error:
+            failures.append(str(error))
+    if rounded is not None:
+        sheets.append(rounded.sheet)
+    elif good:
+        sheets.append(_beside(ref, shelf, config, data, found) if ref.is_champion
+                      else _facts(ref, facts))
+    return Shipped(sheets, failures)
+
+
+def _check_last_steps(formats: Sequence[str], fold: bool, int8: bool) -> None:
+    wrong = []
+    if fold and "state" in formats:
+        wrong.append("--fold-batchnorm: a state file is rebuilt on a network with its batch norms. "
+                     "Give --format pt2, onnx or mlflow.")
+    if int8 and "onnx" not in formats:
+        wrong.append("--int8: is made of an ONNX file. Give --format onnx, or all.")
+    if wrong:
+        raise ExportError("\n".join(wrong))
+
+
+def _of_folding(module: nn.Module, folded: nn.Module, gone: int, left: int, data: Data) -> str:
+    times = latencies({"before": module, "after": folded}, data.val.inputs[:32].contiguous())
+    return (f"{gone} batch norms are folded into convolutions, {left} are left; in PyTorch 32 "
+            f"pictures took {times['before'].median_ms:.2f} ms, and take "
+            f"{times['after'].median_ms:.2f} ms")
+
+
+def _of_int8(found: Quantized, onnx: Exported, threads: int) -> Sheet:
+    rows = [[name, f"{size / 1e6:.2f} MB", percent(parity.accuracy_of_file),
+             percent(parity.agreement), f"{parity.difference:.1e}",
+             f"{found.latency[name].median_ms:.2f} ms ({found.latency[name].low_ms:.2f} to "
+             f"{found.latency[name].high_ms:.2f})"]
+            for name, size, parity in (
+                ("onnx", onnx.size_bytes, found.parity_before),
+                ("int8", found.size_bytes, found.parity))]
+    loss = 100 * (found.parity_before.accuracy_of_file - found.parity.accuracy_of_file)
+    return Sheet(f"8-bit integers: {found.path}", [
+        "file", "size", "accuracy (validation)", "predictions as the network's",
+        "largest difference", "latency, 32 pictures"], rows, [
+        f"int8 loses {loss:.2f} points of accuracy on the {found.parity.pictures} validation "
+        f"pictures; ranges are from at most {CALIBRATION} training pictures",
+        f"ONNX Runtime, threads: {threads}, this machine; medians of alternating runs (quartiles)"])
+
+
+def _check_champion(ref: Reference, shelf: Shelf) -> None:
+    outcome = outcome_of(ref.name, shelf.home)
+    if outcome.champion is None:
+        raise StudyError(f"{outcome.study_id} has no network within its budget: nothing to export.")
+
+
+def _place(ref: Reference, shelf: Shelf, format_: str, out: Path | None, many: bool,
+           rounded_to: int | None) -> Path:
+    name = (outcome_of(ref.name, shelf.home).study_id if ref.is_champion
+            else "-".join(re.findall(r"[\w.]+", str(ref))))
+    if out is not None and not many:
+        return out
+    name += f"-rounded-{rounded_to}" if rounded_to else ""
+    return (out or shelf.home / "exports") / f"{name}{SUFFIXES[format_]}"
+
+
+def _record(ref: Reference, shelf: Shelf, config: RunConfig, data: Data, judged: Data,
+            found: Fetched) -> dict[str, Any]:
+    cost = traced(found.module, data.val.inputs[:8].contiguous(), stages(shelf.home)).cost()
+    lineage = {"network": str(ref), **found.lineage}
+    if "val_accuracy" not in lineage:
+        lineage["val_accuracy"] = evaluate(found.module, judged.val.to("cpu")).accuracy
+    return record(config, data, cost, model=architecture(config, data), lineage=lineage)
+
+
+def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split: str,
+            more: Sequence[str]) -> Sheet:
+    rows: list[list[object]] = []
+    notes: list[str] = []
+    for name, found in written.items():
+        if isinstance(found, ExportError):
+            rows.append([name, None, None, "not written", None, None, None])
+            continue
+        parity = found.parity
+        rows.append([name, str(found.path), f"{found.size_bytes / 1e6:.2f} MB",
+                     f"{parity.difference:.1e}", percent(parity.agreement),
+                     percent(parity.accuracy), percent(parity.accuracy_of_file)])
+        notes.append(f"use {name}: {_USE[name].format(found.path)}")
+        said = (f"each was loaded again in a process of its own and compared on the "
+                f"{parity.pictures} pictures of the {split} split: outputs within {TOLERANCE:.0e} "
+                f"of the largest output, accuracy within {100 * POINTS:.1f} points")
+        notes = [said, *(note for note in notes if note != said)]
+    notes += more
+    return Sheet(f"exported: {ref.short}", ["format", "file", "size", "largest difference",
+                                            "predictions agree", "accuracy, network",
+                                            "accuracy, file"], rows, notes)
+
+
+def _facts(ref: Reference, facts: Mapping[str, Any]) -> Sheet:
+    return Sheet(str(ref), ["what", "value"], [
+        ["accuracy (validation)", percent(facts["val_accuracy"])],
+        ["FLOPs per picture", count(facts["flops"])], ["parameters", count(facts["params"])]])
+
+
+def _beside(ref: Reference, shelf: Shelf, config: RunConfig, data: Data, found: Fetched) -> Sheet:
+    """The champion beside the study's baseline."""
+    outcome = outcome_of(ref.name, shelf.home)
+    champion, baseline = outcome.champion, outcome.baseline
+    assert champion is not None
+    dense = shelf.network(Reference("study", outcome.study_id, "baseline"), config, data).module
+    networks = {"baseline": dense, "champion": found.module}
+    pictures = data.val.inputs[:32].contiguous()
+    one = latencies(networks, pictures[:1].contiguous())
+    many = latencies(networks, pictures, rounds=10)
+    rows = [["accuracy (validation)", percent(baseline.accuracy), percent(champion.accuracy)],
+            ["accuracy (test)", percent(baseline.test_accuracy), percent(champion.test_accuracy)],
+            ["FLOPs per picture", count(2 * baseline.macs), count(2 * champion.macs)],
+            ["parameters", count(baseline.params), count(champion.params)],
+            ["size in memory", f"{baseline.params * 4 / 1e6:.2f} MB",
+             f"{champion.params * 4 / 1e6:.2f} MB"]]
+    for title, times in (("latency, 1 picture", one), ("latency, 32 pictures", many)):
+        rows.append([title, *(f"{times[n].median_ms:.2f} ms ({times[n].low_ms:.2f} to "
+                              f"{times[n].high_ms:.2f})" for n in networks)])
+    ideal = baseline.macs / champion.macs
+    faster = many["baseline"].median_ms / many["champion"].median_ms
+    return Sheet(f"champion of {outcome.study_id}: {champion.name}",
+                 ["", "baseline", "champion"], rows, [
+        f"{faster:.1f}x faster at 32 pictures, for {ideal:.1f}x fewer FLOPs; PyTorch, float32, "
+        f"threads: {config.threads}, this machine; medians of alternating runs (quartiles)"])

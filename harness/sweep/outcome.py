@@ -1,6 +1,7 @@
 """What a study found, in plain facts: kept with the study, printed at its end and whenever it is
 asked for again."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -103,6 +104,9 @@ class Outcome:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Outcome":
+        """Raises KeyError, TypeError or ValueError for what is none."""
+        if not re.fullmatch(r"\w[\w.-]*", facts["study_id"], re.ASCII):  # it names a folder
+            raise ValueError(f"{facts['study_id'][:80]!r} is no id of a study")
         rows = tuple(Row(**row) for row in facts["rows"])
         return cls(**{**facts, "rows": rows, "notes": tuple(facts["notes"]),
                       "layers": tuple(LayerKept(**x) for x in facts.get("layers", ())),

@@ -27,10 +27,10 @@ from harness.engine.graph import Plan
 from harness.engine.inventory import blocks
 from harness.errors import StoreError, StudyError, TrackingError
 from harness.experiment import Experiment
-from harness.sweep.controls import AGAIN, Control
+from harness.sweep.controls import Control
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.question import Question
-from harness.sweep.results import CurvePoint, Final, Result
+from harness.sweep.results import AGAIN, CurvePoint, Final, Result
 from harness.tracking import Tracker
 from harness.trajectories import Stage
 

@@ -130,14 +130,29 @@ class Question:
         """
         found = [(number, final) for number, result in results for final in result.finals
                  if self.holds(final)]
-        if self.config.kind == "budget":
-            return min(found, key=lambda f: (-f[1].accuracy, self.price(f[1]), f[0]), default=None)
-        close = [f for f in found if self.is_close(f[1].accuracy)]
-        return min(close, key=lambda f: (self.price(f[1]), -f[1].accuracy, f[0]), default=None)
+        if self.config.kind != "budget":
+            found = [f for f in found if self.is_close(f[1].accuracy)]
+        return min(found, default=None, key=lambda f: (
+            *rank(self.config.kind, f[1].accuracy, self.price(f[1])), f[0]))
+
+    @property
+    def least_accuracy(self) -> float | None:
+        """What a network must have to be chosen; None if any will do."""
+        close = None if self.config.kind == "budget" else self.accuracy - self.config.tolerance
+        limits = [x for x in (close, self._constraints.accuracy) if x is not None]
+        return max(limits, default=None)
 
     @property
     def _constraints(self) -> Constraints:
         return self.config.constraints
+
+
+def rank(kind: str, accuracy: float, price: float) -> tuple[float, float]:
+    """Of two networks that a study of this kind may choose, the one with the lesser rank is better.
+
+    A budget study's: more accurate, of equals the cheaper; another's: the other way round.
+    """
+    return (-accuracy, price) if kind == "budget" else (price, -accuracy)
 
 
 def flops_limit(config: StudyConfig) -> float | None:

@@ -1,5 +1,6 @@
 """What the report of a study says, section by section, as a person would tell it."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,9 @@ from harness.engine.cost import FLOPS_PER_MAC
 from harness.page import Bar, Html
 from harness.sweep import telling
 from harness.sweep.bookkeeping import PARTS
-from harness.sweep.controls import AGAIN
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.outcome import LayerKept, Outcome
-from harness.sweep.results import Result
+from harness.sweep.results import AGAIN, Result
 from harness.sweep.runs import named
 
 EARLIER = "This study was finished by an earlier version, which did not keep that."
@@ -274,8 +274,15 @@ def _environment(outcome: Outcome) -> Iterator[Html]:
         yield page.text(EARLIER)
         return
     yield page.table(["what", "value"], [
-        [_plain(name), value] for name, value in sorted(outcome.environment.items())
+        [_plain(name), anonymous(value)] for name, value in sorted(outcome.environment.items())
         if name not in HIDDEN], notes=["of the process that ended the study"])
+
+
+def anonymous(system: str) -> str:
+    """A system without what its builder calls its kernel: Linux-6.1.0-ours-7-x86_64-with-glibc2.36
+    as Linux-6.1.0-x86_64-with-glibc2.36."""
+    return re.sub(r"^(Linux-[\d.]+)-.*?-?(?=-(x86_64|aarch64|armv7l|ppc64le|riscv64|s390x)\b)",
+                  r"\1", system)
 
 
 def _plain(name: str) -> str:

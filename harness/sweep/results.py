@@ -10,6 +10,8 @@ from typing import Any
 from harness.experiment import Trial
 from harness.trajectories import Stage, Step
 
+AGAIN = "again"  # the control that is the champion's settings, run once more on a new baseline
+
 
 @dataclass(frozen=True)
 class Final:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -14,8 +14,10 @@ from harness.errors import StudyError
 from harness.experiment import Experiment, Trial
 from harness.journal import Journal, ending
 from harness.runtime import facts
+from harness.sweep import notes
 from harness.sweep.claims import Claim, Claims, holding
 from harness.sweep.ledger import Ledger, ordinal_of
+from harness.sweep.results import result_of
 from harness.sweep.space import Settings
 from harness.tracking import Ending, Tracker
 
@@ -29,6 +31,7 @@ class Runs:
     ledger: Ledger
     claims: Claims
     tracker: Tracker
+    _tried: dict[str, str] = field(default_factory=dict)  # run -> how its note begins
 
     @contextmanager
     def opened(self, agent: str) -> Iterator[str]:
@@ -134,25 +137,27 @@ class Runs:
                                 tags=facts(experiment.device))
             self.ledger.set(noted, run_id)
             with ending(self.tracker, run_id):
-                self._write_baseline(run_id, experiment)
+                self._write_baseline(run_id, experiment, replicate)
 
-    def _write_baseline(self, run_id: str, experiment: Experiment) -> None:
+    def _write_baseline(self, run_id: str, experiment: Experiment, replicate: int) -> None:
         journal = Journal(self.tracker, run_id, experiment.whole)
         journal.epochs(experiment.trained)
         journal.final(experiment.baseline, experiment.whole)
         self.tracker.log_data(run_id, name=experiment.data.name,
                               digest=experiment.data.fingerprint[:16], context="training")
         self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
-        if experiment.new_weights:
-            self.tracker.set_tags(run_id, {"weights.new": experiment.new_weights_told})
+        told = {"weights.new": experiment.new_weights_told} if experiment.new_weights else {}
+        self.tracker.set_tags(run_id, {**told, notes.NOTE: notes.baseline(experiment, replicate)})
         self.tracker.set_tags(self.run_id, facts(experiment.device))
 
     def trial(self, trial: optuna.Trial, config: RunConfig) -> str:
         """The run of a trial, which keeps it over all tries."""
-        number = ordinal_of(trial)
+        number, tried = ordinal_of(trial), notes.tried(named(trial.params))
         run_id = self._open(
             f"trial-{number}", trial.user_attrs.get("run_id"), name=f"trial {number}", role="trial",
-            tags={"ordinal": str(number)}, params=self._params(config, trial.params))
+            tags={"ordinal": str(number), notes.NOTE: tried},
+            params=self._params(config, trial.params))
+        self._tried[run_id] = tried
         self.ledger.note_run(trial, run_id)
         self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
         return run_id
@@ -160,16 +165,19 @@ class Runs:
     def control(self, key: str, name: str, config: RunConfig, settings: Settings,
                 replicate: int = 0) -> str:
         """The run of a control; key: what the study's book knows it by."""
+        tried = notes.tried(named(settings), notes.CONTROLS.get(name, f"ranking by {name} instead"))
         run_id = self._open(key, self.ledger.get(f"{key}/run"), role="control",
                             name=_again(f"control {name}", replicate),
                             params=self._params(config, settings),
                             tags={"criterion": name, "settings": str(named(settings)),
-                                  "replicate": str(replicate)})
+                                  "replicate": str(replicate), notes.NOTE: tried})
+        self._tried[run_id] = tried
         self.ledger.set(f"{key}/run", run_id)
         return run_id
 
-    def walked(self, run_id: str, journal: Journal, trial: Trial) -> None:
-        """Everything that is known once a walk is over."""
+    def walked(self, run_id: str, journal: Journal, trial: Trial, experiment: Experiment,
+               excess: Mapping[str, float] | None = None) -> None:
+        """Everything that is known once a walk is over. excess: see `Question.excess`."""
         journal.layers(trial.steps)
         journal.removals(trial.steps)
         journal.plans(trial.steps)
@@ -180,7 +188,10 @@ class Runs:
         self.tracker.set_tags(run_id, {
             "stop_reason": trial.reason[:4000],
             "stages.reused": str(sum(s.reused for s in trial.stages)),
-            "stages.all": str(len(trial.stages)), "final.stage": trial.final.key})
+            "stages.all": str(len(trial.stages)), "final.stage": trial.final.key,
+            notes.NOTE: notes.walked(self._tried[run_id], result_of(trial, 0.0),
+                                     notes.Whole.of(experiment), excess=excess,
+                                     measure=experiment.data.measure)})
 
     def settle(self, trial: FrozenTrial) -> None:
         """End the run of a trial that another agent has ended, should we have opened it since."""
@@ -194,7 +205,8 @@ class Runs:
         run_id = (trial.user_attrs.get("run_id")
                   or self.tracker.find_run(self.study_id, f"trial-{number}"))
         if run_id:
-            self.tracker.set_tags(run_id, {"reason": reason[:4000]})
+            told = notes.failed(notes.tried(named(trial.params)), reason)
+            self.tracker.set_tags(run_id, {"reason": reason[:4000], notes.NOTE: told})
             self.tracker.end_run(run_id, "FAILED")
 
 

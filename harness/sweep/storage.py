@@ -85,6 +85,14 @@ def study_names(url: str, locks: Path) -> list[str]:
         raise _cannot_open(url, error) from error
 
 
+def open_storage(url: str, locks: Path) -> BaseStorage:
+    """The storage itself, for whoever shows it. Raises StudyError if it cannot be opened."""
+    try:
+        return _reached(url, locks, lambda: _storage(url))
+    except REFUSALS as error:
+        raise _cannot_open(url, error) from error
+
+
 def _reached(url: str, locks: Path, call: Callable[[], T]) -> T:
     """What a call finds in a storage, alone there: two first contacts at once can break a fresh
     one. A server that is being restarted is waited for."""

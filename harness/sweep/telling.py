@@ -7,8 +7,8 @@ from typing import Any
 
 from harness.analysis.costs import Sheet
 from harness.console import count, percent
-from harness.sweep.controls import AGAIN
 from harness.sweep.outcome import Outcome, Row
+from harness.sweep.results import AGAIN
 
 CHOSEN_WITH_LUCK = (
     "The champion was chosen for its accuracy, and luck with it: compared are its settings run "

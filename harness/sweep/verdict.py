@@ -9,8 +9,8 @@ from typing import Any
 from harness.analysis.paired import Paired, paired, spread
 from harness.console import percent
 from harness.settings import AGNOSTIC
-from harness.sweep.controls import AGAIN, Control
-from harness.sweep.results import Final
+from harness.sweep.controls import Control
+from harness.sweep.results import AGAIN, Final
 
 UNEQUAL = 0.02  # a difference of the FLOPs, as a share of the champion's, that must be told
 

@@ -14,6 +14,7 @@ import harness
 from harness.config import RunConfig
 from harness.errors import GraphError
 from harness.experiment import Experiment, Trial
+from harness.sweep.crowning import COMPARED
 from harness.sweep.outcome import Outcome
 from harness.tracking import MemoryRun
 from sweep.conftest import Whole
@@ -23,6 +24,7 @@ STEP = {"val_accuracy", "val_accuracy_cut", "val_loss", "percentage", "macs", "f
 EPOCH = {"train_loss", "train_accuracy", "val_loss_epoch", "val_accuracy_epoch",
          "val_top5_epoch", "lr"}
 FINAL = {f"final_{name}" for name in (
+    "flops_factor",
     "val_accuracy", "macs", "flops", "flops_reduction", "params", "filters", "size_mb",
     "latency_ms")}
 GOPS = {f"{of}{what}" for of in ("", "unpruned_") for what in (
@@ -147,7 +149,7 @@ def walked(run: MemoryRun, kept: set[str]) -> list[int]:
 def test_metrics_have_their_fixed_names_and_every_step_once(whole: Whole) -> None:
     runs = whole.machine.runs("trial") + whole.machine.runs("control")
     for run, (config, trial) in zip(runs, whole.trials + whole.controls, strict=True):
-        names = {point.key for point in run.points} - {"final_test_accuracy"}
+        names = {point.key for point in run.points} - {"final_test_accuracy", COMPARED}
         assert names == STEP | EPOCH | FINAL | GOPS
         assert walked(run, STEP) == list(range(len(trial.steps)))
         # Retraining at every step, then the final fine-tune.
@@ -159,7 +161,8 @@ def test_metrics_have_their_fixed_names_and_every_step_once(whole: Whole) -> Non
             1 - trial.last.macs / whole.outcome.baseline.macs)
     baseline, = whole.machine.runs("baseline")
     assert walked(baseline, EPOCH) == [0, 1, 2]
-    assert {point.key for point in baseline.points} == EPOCH | FINAL | {"final_test_accuracy"}
+    assert {point.key for point in baseline.points} == EPOCH | FINAL | {
+        "final_test_accuracy", COMPARED}
 
 
 def test_the_exact_plan_is_kept(whole: Whole) -> None:

@@ -13,8 +13,8 @@ from harness import train as training
 from harness.analysis.paired import paired
 from harness.errors import GraphError
 from harness.experiment import Experiment, Trial, stages
-from harness.sweep.controls import AGAIN
 from harness.sweep.outcome import Outcome
+from harness.sweep.results import AGAIN
 from harness.sweep.verdict import Versus, sentence
 from harness.tracking import MemoryRun
 

@@ -11,9 +11,9 @@ from harness import train as training
 from harness.config import RunConfig
 from harness.errors import DataError, StudyError
 from harness.experiment import Experiment, stages
-from harness.sweep.controls import AGAIN
 from harness.sweep.judging import judge_run, judge_study, tables, write_csv
 from harness.sweep.place import Place
+from harness.sweep.results import AGAIN
 
 STUDY = tiny.study(trials=2, budget={"flops": 0.6}, controls=["l1"], replicates=2)
 

@@ -22,7 +22,7 @@ from sweep.conftest import Whole
 def shelf(whole: Whole) -> Shelf:
     machine = whole.machine  # others look at its runs: ours are not to be among them
     tracker = replace(machine.tracker, runs=dict(machine.tracker.runs))
-    return Shelf(machine.home, tracker, lambda name: tiny.run(), machine.place)
+    return Shelf(machine.home, lambda: tracker, lambda name: tiny.run(), machine.place)
 
 
 def outputs(net: nn.Module) -> Tensor:
@@ -42,8 +42,31 @@ def test_names_are_taken_apart_and_all_wrong_ones_told() -> None:
     assert references(["study:a", "study:a:champion", "study:a:3", "run:x:50", "file:a:b"]) == [
         Reference("study", "a"), Reference("study", "a"), Reference("study", "a", "3"),
         Reference("run", "x", "50"), Reference("file", "a:b")]
+    steps = ["study:a:3:0", "study:a:l1:12", "run:x:step-2"]
+    models = ["model:m", "model:m@best-yet", "model:my net/2"]
+    assert references(steps + models) == [
+        Reference("study", "a", "3", 0), Reference("study", "a", "l1", 12),
+        Reference("run", "x", "", 2), Reference("model", "m", "@champion"),
+        Reference("model", "m", "@best-yet"), Reference("model", "my net", "/2")]
+    same = [*steps, *models[1:], "study:a", "study:a:3", "run:x:50", "file:a:b", "baseline:c"]
+    assert [str(ref) for ref in references(same)] == same
     with pytest.raises(ConfigError, match="(?s)'champion'.*'stady:a'.*study:STUDY:7"):
         references(["champion", "stady:a", "file:x"])
+    wrong = ["study:a:3:x", "study:a::3", "study:a:champion:3", "study:a:baseline:3",
+             "study:a:3:1:2", "run:x:50:3", "model:m/x", "model:m@", "model:a:b", "run:",
+             "study::3"]
+    with pytest.raises(ConfigError) as told:
+        references(["study:a:3:1", *wrong])
+    lines = str(told.value).splitlines()
+    assert [line.partition("': ")[0].removeprefix("'") for line in lines[:-1]] == wrong
+
+
+def test_a_person_is_told_which_step_is_meant() -> None:
+    named = {"study:s:7:3": "trial 7 after step 3 of s", "study:s:l1:3": "l1 after step 3 of s",
+             "study:s": "champion of s", "study:s:7": "trial 7 of s",
+             "run:0123456789:step-3": "run 01234567 step 3", "run:0123456789:50": "run 01234567 50",
+             "model:m/2": "m/2"}
+    assert {text: references([text])[0].short for text in named} == named
 
 
 def test_every_name_leads_to_its_network(whole: Whole, shelf: Shelf) -> None:
@@ -61,9 +84,27 @@ def test_every_name_leads_to_its_network(whole: Whole, shelf: Shelf) -> None:
             ("baseline:tiny", whole_net), (f"study:{name}:baseline", whole_net),
             ("study:tiny", best), (f"study:tiny:{number}", last), ("study:tiny:random", control),
             (f"run:{champion.run_id}", best), (f"run:{champion.run_id}:unpruned", whole_net),
-            (f"run:{champion.run_id}:final", last), (f"file:{whole.outcome.checkpoint}", best)):
+            (f"run:{champion.run_id}:final", last), ("model:tiny", best), ("model:tiny/1", best),
+            (f"file:{whole.outcome.checkpoint}", best)):
         torch.testing.assert_close(fetched(shelf, text), expected, rtol=1e-5, atol=1e-5,
                                    msg=lambda said, text=text: f"{text}: {said}")
+
+
+def test_every_step_of_a_trial_and_of_a_control_is_to_be_had(whole: Whole, shelf: Shelf) -> None:
+    experiment, name = whole.experiments[0], whole.outcome.study_id
+    control = next(row for row in whole.outcome.rows if row.role == "control")
+    for which, walked in (("0", whole.trials[0][1]), (control.name, whole.controls[0][1])):
+        seen = []
+        for step in walked.steps:
+            expected = outputs(experiment.model(step.stage))
+            assert torch.equal(fetched(shelf, f"study:{name}:{which}:{step.number}"), expected)
+            seen.append(expected)
+        assert len(seen) > 2
+        assert not torch.equal(seen[0], seen[1])
+    run_id = next(i for i, r in shelf.tracker.runs.items()  # type: ignore[attr-defined]
+                  if r.tags.get("ordinal") == "0")
+    first = outputs(experiment.model(whole.trials[0][1].steps[1].stage))
+    assert torch.equal(fetched(shelf, f"run:{run_id}:step-1"), first)
 
 
 @pytest.mark.rows("R116")
@@ -77,7 +118,7 @@ def test_a_milestone_is_the_network_of_its_step_and_can_be_exported(
     expected = outputs(whole.experiments[0].model(stage))
     assert torch.equal(fetched(shelf, f"run:{run_id}:50"), expected)
     (ref,) = references([f"run:{run_id}:50"])
-    export_network(ref, shelf, "state", tmp_path / "half.safetensors")
+    assert export_network(ref, shelf, "state", tmp_path / "half.safetensors").failures == []
     again = fetched(shelf, f"file:{tmp_path / 'half.safetensors'}")
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-6)
 
@@ -85,6 +126,8 @@ def test_a_milestone_is_the_network_of_its_step_and_can_be_exported(
 @pytest.mark.parametrize(("text", "words"), [
     ("study:tinny", "unknown finished study"), ("study:tiny:99", "unknown trial or control '99'"),
     ("file:nowhere.safetensors", "no file"), ("run:none", "could not"),
+    ("study:tiny:0:99", "there is no step 99; it has steps 0 to"),
+    ("model:tiny/7", "could not find the registered model"),
 ])
 def test_what_is_not_to_be_had_has_a_reason(text: str, words: str, shelf: Shelf) -> None:
     with pytest.raises(HarnessError, match=words):

@@ -165,8 +165,9 @@ def test_mlflow_s_server_on_postgresql_goes_away_and_comes_back(
     """What is to be written meanwhile waits; the study does not fail. AWAY_S=60: for a minute."""
     store = server.url(f"mlflow{next(NUMBERS)}")
     port = postgres.free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers",
-               "1", "--port", str(port), "--artifacts-destination", str(desk.folder / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+               "--workers", "1", "--backend-store-uri", store, "--artifacts-destination",
+               str(desk.folder / "artifacts")]
     quiet = {**desk.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     desk.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
 

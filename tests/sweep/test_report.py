@@ -19,6 +19,7 @@ from harness.errors import StudyError
 from harness.sweep.outcome import Outcome
 from harness.sweep.place import study_id
 from harness.sweep.report import REPORT, report_study, write
+from harness.sweep.report_page import anonymous
 from harness.sweep.verdict import Versus
 from sweep.conftest import Whole
 
@@ -235,3 +236,13 @@ def test_trials_that_lie_elsewhere_are_missed_and_told(whole: Whole, tmp_path: P
     assert path.parent == copied
     assert len(told) == 1
     assert "--storage" in told[0]
+
+
+@pytest.mark.parametrize(("system", "told"), [
+    ("Linux-6.1.0-ours-7-x86_64-with-glibc2.36", "Linux-6.1.0-x86_64-with-glibc2.36"),
+    ("Linux-6.1.0-x86_64-with-glibc2.36", "Linux-6.1.0-x86_64-with-glibc2.36"),
+    ("macOS-14.5-arm64-arm-64bit", "macOS-14.5-arm64-arm-64bit"),
+    ("2.15.0+cpu", "2.15.0+cpu"),
+])
+def test_a_page_for_others_does_not_say_what_a_machine_is_called(system: str, told: str) -> None:
+    assert anonymous(system) == told

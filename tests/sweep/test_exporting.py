@@ -1,0 +1,261 @@
+"""Any network that has a name becomes a file: compared on the right split, its origin in it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from tiny import Machine
+
+from harness import export as exports
+from harness.analysis.costs import Sheet
+from harness.config import fingerprint
+from harness.errors import ExportError, HarnessError, StudyError, UnknownName
+from harness.evaluate import Latency
+from harness.export import FORMATS, SUFFIXES, written
+from harness.sweep import exporting
+from harness.sweep.exporting import Shipped, export_network
+from harness.sweep.networks import Shelf, references
+from sweep.conftest import Whole
+
+Read = list[int]
+
+
+@pytest.fixture
+def shelf(whole: Whole) -> Shelf:
+    machine = whole.machine
+    return Shelf(machine.home, lambda: machine.tracker, lambda name: tiny.run(), machine.place)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Read:
+    """How often the test split is opened."""
+    opened: Read = []
+    read = tiny.Data.read_test
+    monkeypatch.setattr(tiny.Data, "read_test", lambda data: opened.append(1) or read(data))
+    return opened
+
+
+def shipped(text: str, shelf: Shelf, format: str, out: Path | None) -> Shipped:
+    (ref,) = references([text])
+    return export_network(ref, shelf, format, out)
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return dict(json.loads(file.metadata()["metadata"]))
+
+
+def cells(sheet: Sheet, first: str) -> list[object]:
+    return next(list(row[1:]) for row in sheet.rows if row[0] == first)
+
+
+def test_a_champion_is_written_in_every_format_and_compared_on_the_test_split(
+        whole: Whole, shelf: Shelf, reads: Read, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    found = shipped("study:tiny", shelf, "all", tmp_path)
+    champion, baseline = whole.outcome.champion, whole.outcome.baseline
+    assert champion is not None
+    assert found.failures == []
+    assert reads == [1]
+    names = [f"{whole.outcome.study_id}{SUFFIXES[format]}" for format in FORMATS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    table, beside = found.sheets
+    test = f"{100 * (champion.test_accuracy or 0):.2f} %"
+    for format, name in zip(FORMATS, names):
+        file, _, difference, agree, own, of_file = cells(table, format)
+        assert (file, agree, own, of_file) == (str(tmp_path / name), "100.00 %", test, test)
+        assert float(str(difference)) <= 1e-4
+    assert cells(beside, "accuracy (validation)") == [f"{100 * baseline.accuracy:.2f} %",
+                                                      f"{100 * champion.accuracy:.2f} %"]
+    assert cells(beside, "size in memory")[0] == f"{4 * baseline.params / 1e6:.2f} MB"
+    assert all(" ms (" in str(text) for text in cells(beside, "latency, 1 picture"))
+    assert "the 60 pictures of the test split" in table.notes[0]
+
+
+def test_a_file_says_where_it_comes_from_and_what_it_wants(whole: Whole, shelf: Shelf,
+                                                           tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    shipped("study:tiny", shelf, "state", path)
+    champion = whole.outcome.champion
+    assert champion is not None
+    said = metadata(path)
+    assert said == said | {
+        "format": "state", "network": "study:tiny", "study": whole.outcome.study_id,
+        "run": champion.run_id, "step": champion.step, "stage": champion.stage,
+        "settings": dict(champion.settings), "fingerprint": fingerprint(whole.study.base),
+        "val_accuracy": champion.accuracy, "test_accuracy": champion.test_accuracy,
+        "macs": champion.macs, "flops": 2 * champion.macs, "params": champion.params,
+        "filters": champion.filters, "task": "classes", "labels": [str(n) for n in range(10)],
+        "input_shape": [1, 8, 8], "value_range": [0.0, 16.0], "torch": torch.__version__}
+    assert f"trial {said['trial']}" == champion.name
+    from sklearn.datasets import load_digits
+
+    scaled = (load_digits().images - said["input_mean"][0]) / said["input_deviation"][0]
+    low, high = said["input_range"]
+    val = tiny.digits(size=8, val=0.2, test=0.2, seed=0).val.inputs
+    assert scaled.min() == pytest.approx(low)
+    assert scaled.max() == pytest.approx(high)
+    assert any(abs(scaled - val[0, 0].numpy()).max(axis=(1, 2)) < 1e-5)
+
+
+def test_a_trial_a_step_and_a_version_are_compared_on_validation(
+        whole: Whole, shelf: Shelf, reads: Read, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    champion = whole.outcome.champion
+    assert champion is not None
+    number = champion.name.removeprefix("trial ")
+    for text in (f"study:tiny:{number}", f"study:tiny:{number}:1", "model:tiny@champion"):
+        found = shipped(text, shelf, "onnx", tmp_path / "net.onnx")
+        assert found.failures == []
+        assert "of the validation split" in found.sheets[0].notes[0]
+        assert cells(found.sheets[0], "onnx")[4] == cells(found.sheets[1],
+                                                          "accuracy (validation)")[0]
+    assert reads == []
+
+
+def test_last_steps_are_asked_for_measured_and_read_no_test_picture_more(
+        shelf: Shelf, reads: Read, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    (ref,) = references(["study:tiny"])
+    found = export_network(ref, shelf, "onnx", tmp_path / "net.onnx", fold=True, int8=True)
+    assert found.failures == []
+    assert reads == [1]
+    assert "3 batch norms are folded into convolutions, 0 are left" in found.sheets[0].notes[-1]
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    assert "BatchNormalization" not in {node.op_type for node in nodes}
+    eight = found.sheets[1]
+    assert [row[0] for row in eight.rows] == ["onnx", "int8"]
+    size = (tmp_path / "net.int8.onnx").stat().st_size
+    assert cells(eight, "int8")[0] == f"{size / 1e6:.2f} MB"
+    assert "points of accuracy on the 60 validation pictures" in eight.notes[0]
+
+
+def test_last_steps_that_do_not_fit_are_refused_all_at_once(shelf: Shelf, tmp_path: Path) -> None:
+    (ref,) = references(["study:tiny"])
+    with pytest.raises(ExportError, match="(?s)--fold-batchnorm: a state file.*--int8: is made of"):
+        export_network(ref, shelf, "state", tmp_path / "net", fold=True, int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_path_it_goes_into_the_home(whole: Whole, shelf: Shelf) -> None:
+    pytest.importorskip("onnxruntime")
+    shipped("study:tiny", shelf, "onnx", None)
+    shipped("study:tiny:baseline", shelf, "onnx", None)
+    names = {path.name for path in (whole.machine.home / "exports").iterdir()}
+    assert {f"{whole.outcome.study_id}.onnx", "study-tiny-baseline.onnx"} <= names
+
+
+def test_one_format_that_fails_is_told_and_the_others_are_there(
+        shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(*_: object) -> None:
+        raise RuntimeError("the exporter fell over\nand more")
+
+    monkeypatch.setitem(written._WRITERS, "onnx", spoilt)
+    monkeypatch.setattr(exporting, "FORMATS", ("onnx", "pt2"))
+    monkeypatch.setattr(exports.written, "find_spec", lambda name: name)
+    found = shipped("study:tiny", shelf, "all", tmp_path)
+    (failure,) = found.failures
+    assert failure.endswith("cannot be written as onnx: the exporter fell over")
+    assert cells(found.sheets[0], "onnx")[2] == "not written"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt2"]
+
+
+def test_the_champion_is_found_without_mlflow(whole: Whole, tmp_path: Path) -> None:
+    def none() -> Any:
+        raise AssertionError("nobody needs it")
+
+    shelf = Shelf(whole.machine.home, none, lambda name: tiny.run(), whole.machine.place)
+    found = shipped("study:tiny", shelf, "pt2", tmp_path / "champion.pt2")
+    assert found.failures == []
+
+
+def test_an_unknown_study_or_format_is_told_with_the_nearest(shelf: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="unknown finished study 'tniy'. Nearest: tiny.*--home"):
+        shipped("study:tniy", shelf, "pt2", None)
+    with pytest.raises(StudyError, match="unknown finished study 'tiny'. Known: none"):
+        shipped("study:tiny", replace(shelf, home=tmp_path), "pt2", None)
+    with pytest.raises(UnknownName, match="unknown export format 'onx'. Nearest: onnx"):
+        shipped("study:tiny", shelf, "onx", None)
+
+
+def test_a_study_without_a_champion_has_nothing_to_export(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.conduct(tiny.study(trials=1, space={**tiny.SPACE, "prune.percentage": [5]}))
+    shelf = Shelf(tmp_path, lambda: machine.tracker, lambda name: tiny.run(), machine.place)
+    with pytest.raises(StudyError, match="no network within its budget: nothing to export"):
+        shipped("study:tiny", shelf, "pt2", None)
+
+
+def test_a_place_that_cannot_be_written_is_told(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "champion.pt2", tmp_path):
+        (failure,) = shipped("study:tiny", shelf, "pt2", path).failures
+        assert "cannot be written as pt2: " in failure
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_not_there_is_told_before_anything_is_written(shelf: Shelf, tmp_path: Path) -> None:
+    for text, words in (("study:tiny:0:99", "there is no step 99; it has steps 0 to"),
+                        ("model:tiny/9", "could not find the registered model tiny/9"),
+                        ("model:tiny@best", "could not find the registered model tiny@best")):
+        with pytest.raises(HarnessError, match=words):
+            shipped(text, shelf, "pt2", tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def says(monkeypatch: pytest.MonkeyPatch, rounded_ms: float) -> None:
+    """Clocks differ from day to day; these say what the test wants."""
+    told = {"baseline": 8.0, "as it is": 4.0, "multiples of 4": rounded_ms}
+    monkeypatch.setattr("harness.sweep.rounding_up.latencies", lambda networks, inputs, rounds: {
+        name: Latency(told[name], told[name], told[name]) for name in networks})
+
+
+def rounded(shelf: Shelf, text: str, to: int = 4) -> Shipped:
+    (ref,) = references([text])
+    return export_network(ref, shelf, "state", None, round_to=to)
+
+
+def test_widths_rounded_up_are_exported_where_they_are_faster(
+        shelf: Shelf, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, rounded_ms=2.0)
+    best = whole.outcome.champion
+    assert best is not None
+    found = rounded(shelf, "study:tiny")
+    assert not found.failures
+    path = shelf.home / "exports" / f"{whole.outcome.study_id}-rounded-4.safetensors"
+    with safe_open(path, framework="pt") as file:
+        widths = [file.get_slice(f"{layer}.weight").get_shape()[0] for layer in (0, 3, 7)]
+    assert all(width % 4 == 0 for width in widths)
+    assert sum(widths) > best.filters
+    told = metadata(path)
+    assert (told["rounded_to"], told["trial"]) == (4, int(best.name.removeprefix("trial ")))
+    assert told["filters"] == sum(widths)
+    assert "test_accuracy" not in told
+    sheet = found.sheets[-1]
+    rows = {row[0]: dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows}
+    ideal = whole.outcome.baseline.macs / told["macs"]
+    assert rows["multiples of 4"]["ideal speed-up"] == f"{ideal:.2f}x"
+    assert rows["multiples of 4"]["real (of ideal)"] == f"4.00x ({4 / ideal:.2f})"
+    assert rows["as it is"]["ideal speed-up"] == f"{1 / best.share:.2f}x"
+
+
+def test_widths_that_would_be_slower_stay_as_they_are(
+        shelf: Shelf, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, rounded_ms=5.0)
+    found = rounded(shelf, "study:tiny")
+    path = shelf.home / "exports" / f"{whole.outcome.study_id}.safetensors"
+    assert "rounded_to" not in metadata(path)
+    assert whole.outcome.champion is not None
+    assert metadata(path)["macs"] == whole.outcome.champion.macs
+    assert "exported: as it is, the faster one" in found.sheets[-1].notes[0]
+
+
+@pytest.mark.parametrize("text", ["study:tiny:baseline", "baseline:tiny", "study:tiny:random"])
+def test_only_what_a_trial_has_cut_can_be_rounded(shelf: Shelf, text: str) -> None:
+    with pytest.raises(ExportError, match="is not a trial of a finished study"):
+        rounded(shelf, text)
