@@ -82,13 +82,21 @@ class Latency:
     high_ms: float
 
 
+def batches_of(examples: Examples, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets as `evaluate` goes through them; where pixels have classes, fewer a batch.
+    """
+    size = max(1, batch_size // 8) if examples.targets.dim() > 1 else batch_size
+    return list(zip(examples.inputs.split(size), examples.targets.split(size), strict=True))
+
+
 def evaluate(model: nn.Module, examples: Examples, *, batch_size: int = 256) -> Measured:
     """In eval mode; every module's mode stays as it was."""
     if examples.targets.dim() > 1:
         found = report(model, examples, batch_size=batch_size)
         return Measured(found.accuracy, found.loss, math.nan if found.top5 is None else found.top5)
     with _judging(model):
-        logits = torch.cat([model(part) for part in examples.inputs.split(batch_size)]).float()
+        batches = batches_of(examples, batch_size)
+        logits = torch.cat([model(inputs) for inputs, _ in batches]).float()
         loss = nn.functional.cross_entropy(logits, examples.targets)
         accuracy = multiclass_accuracy(logits, examples.targets, num_classes=logits.shape[1],
                                        average="micro")
@@ -110,9 +118,8 @@ def report(model: nn.Module, examples: Examples, labels: Sequence[str] = (), *,
     loss = torch.zeros((), device=examples.targets.device, dtype=torch.float64)
     among = torch.zeros((), device=examples.targets.device, dtype=torch.long)
     of_pixels = examples.targets.dim() > 1
-    size = max(1, batch_size // 8) if of_pixels else batch_size
     with _judging(model):
-        for inputs, targets in zip(examples.inputs.split(size), examples.targets.split(size)):
+        for inputs, targets in batches_of(examples, batch_size):
             logits = model(inputs).float()
             classes = logits.shape[1]
             loss += nn.functional.cross_entropy(logits, targets, reduction="sum").double()

@@ -36,7 +36,7 @@ from harness.engine.replay import Replay
 from harness.engine.selection import select_ratios
 from harness.engine.sparsity import smallest, weights_of
 from harness.errors import ConfigError, GraphError, TargetError, unknown
-from harness.evaluate import Examples, Measured, evaluate
+from harness.evaluate import Examples, Measured, batches_of, evaluate
 from harness.store import NoStore, Record, Store, key_of, write_whole
 
 KINDS = ("unstructured", "structured")
@@ -115,7 +115,7 @@ class Sensitivities:
         weights, such as the data and the device; told: of progress."""
         self._model, self._graph, self._plan, self._examples = model.eval(), graph, plan, examples
         self._store, self._told, self._batch_size = store or NoStore(), told, batch_size
-        self._batches = list(examples.inputs.split(batch_size))
+        self._batches = [inputs for inputs, _ in batches_of(examples, batch_size)]
         code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         self._identity = {**(identity or {}), "weights": weights_digest(model), "batch": batch_size,
                           "code": code}

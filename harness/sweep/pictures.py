@@ -24,7 +24,7 @@ from harness.analysis.ink import Picture, save
 from harness.config import short
 from harness.engine.cost import FLOPS_PER_MAC, Cost
 from harness.engine.graph import Plan
-from harness.engine.inventory import blocks
+from harness.engine.inventory import blocks, is_in
 from harness.errors import StoreError, StudyError, TrackingError
 from harness.experiment import Experiment
 from harness.sweep.controls import Control
@@ -135,7 +135,7 @@ def _in_detail(album: Album, experiment: Experiment, pruned: Pruned) -> None:
     album.add("params_removed_by_layer", lambda: by_layer.removed_bars(
         _params(whole), _params(cost), "layer"))
     album.add("params_removed_by_block", lambda: by_layer.removed_bars(
-        _blocks(model), _blocks(small), "block"))
+        *_blocks(model, small), "block"))
     album.add("kept_channels", lambda: by_layer.kept_channels(
         {x.layer: x.filters for x in whole.layers if x.filters},
         [experiment.removed(plan) for plan in pruned.plans]))
@@ -170,8 +170,13 @@ def _first_filters(experiment: Experiment, pruned: Pruned, names: tuple[str, str
     return first_filters(before, after, kept[layer], layer, names=names)
 
 
-def _blocks(model: nn.Module) -> dict[str, int]:
-    return {block.name: block.params for block in blocks(model)}
+def _blocks(model: nn.Module, pruned: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters of both by block; without blocks that hold all that one around them holds."""
+    found, left = blocks(model), {block.name: block.params for block in blocks(pruned)}
+    shown = {block.name: block.params for block in found if not any(
+        outer.name and outer.params == block.params and is_in(block.name, outer.name)
+        for outer in found)}
+    return shown, {name: left[name] for name in shown}
 
 
 def _params(cost: Cost) -> dict[str, int]:

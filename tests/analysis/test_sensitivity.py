@@ -29,7 +29,7 @@ from harness.analysis.sensitivity_plots import heat_map, lines
 from harness.engine.graph import Graph
 from harness.engine.surgery import cut
 from harness.errors import ConfigError, TargetError
-from harness.evaluate import Measured, evaluate
+from harness.evaluate import Examples, Measured, evaluate
 from harness.store import FolderStore, Store
 
 RATIOS = (0.25, 0.5, 0.9)
@@ -40,6 +40,17 @@ class Pictures:
 
     inputs = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     targets = torch.randint(0, 3, (30,), generator=torch.Generator().manual_seed(1))
+
+
+class Pixels:
+    """Twenty random pictures whose every pixel is of one of so many classes as a U-Net's."""
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        seeds = [torch.Generator().manual_seed(n) for n in (2, 3)]
+        self.inputs = torch.randn(20, *example.shape[1:], generator=seeds[0])
+        with torch.no_grad():
+            classes, *size = model.eval()(example).shape[1:]
+        self.targets = torch.randint(0, classes, (20, *size), generator=seeds[1])
 
 
 def norms(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
@@ -67,15 +78,30 @@ def of(net: nets.Net, store: Store | None = None, ratios: tuple[float, ...] = RA
 @pytest.mark.parametrize("net", [nets.chain, nets.chain_without_norm, nets.residual,
                                  nets.branches], ids=nets.name)
 def test_every_number_is_that_of_a_copy_that_is_really_cut(net: nets.Net) -> None:
-    model, graph, scores, found = of(net)
-    whole = evaluate(model, Pictures())
+    check_by_copies(*of(net), Pictures())
+
+
+@pytest.mark.rows("R094", "R095")
+@pytest.mark.parametrize("net", [nets.unet_transposed, nets.unet_bilinear], ids=nets.name)
+def test_where_pixels_have_classes_every_number_is_that_of_a_copy_too(net: nets.Net) -> None:
+    model, (example, *_), graph = traced(net)
+    scores, pixels = norms(model, graph), Pixels(model, example)
+    found = Sensitivities(model, graph, graph.whole(), pixels, batch_size=16).measure(
+        RATIOS, scores=scores, criterion="l1")
+    check_by_copies(model, graph, scores, found, pixels)
+
+
+def check_by_copies(model: nn.Module, graph: Graph, scores: dict[str, Tensor], found: Sensitivity,
+                    examples: Examples) -> None:
+    whole = evaluate(model, examples)
     assert found.baseline.accuracy == whole.accuracy
     for curve in found.of("unstructured"):
         for ratio, accuracy, loss in zip(RATIOS, curve.accuracy, curve.loss):
             other = copy.deepcopy(model)
             library.l1_unstructured(other.get_submodule(curve.name), "weight", ratio)
-            measured = evaluate(other, Pictures())
-            assert (accuracy, loss) == (measured.accuracy, pytest.approx(measured.loss, rel=1e-5))
+            measured = evaluate(other, examples)
+            assert accuracy == pytest.approx(measured.accuracy)
+            assert loss == pytest.approx(measured.loss, rel=1e-5)
     groups = {group.layers: group for group in graph.groups}
     for curve in found.of("structured"):
         group = groups[curve.layers]
@@ -83,8 +109,9 @@ def test_every_number_is_that_of_a_copy_that_is_really_cut(net: nets.Net) -> Non
         for gone, accuracy, loss in zip(curve.removed, curve.accuracy, curve.loss):
             small = copy.deepcopy(model)
             cut(small, graph.whole(), graph.plan({group.name: sorted(order[gone:].tolist())}))
-            measured = evaluate(small, Pictures())
-            assert (accuracy, loss) == (measured.accuracy, pytest.approx(measured.loss, rel=1e-4))
+            measured = evaluate(small, examples)
+            assert accuracy == pytest.approx(measured.accuracy)
+            assert loss == pytest.approx(measured.loss, rel=1e-4)
     assert len({loss for c in found.curves for loss in c.loss}) > len(RATIOS), "nothing is tested"
 
 

@@ -87,12 +87,14 @@ class Desk:
         runs = client.search_runs([experiment.experiment_id])
         assert {run.info.status for run in runs} == {"FINISHED"}
         names = sorted(run.info.run_name for run in runs)
+        best = self.outcome().champion
         trials = [f"trial {t.number}" for t in ledger.settings()]
+        trials = [f"{name}, champion" if best and name == best.name else name for name in trials]
         assert names == sorted(["baseline", "control l1", "control random", self.outcome().study_id,
                                 *trials])
         curves = 0
         for run in runs:
-            for key in set(run.data.metrics) - {"val_accuracy_of_model", "macs_of_model"}:
+            for key in (k for k in run.data.metrics if not k.endswith("_of_model")):
                 points = client.get_metric_history(run.info.run_id, key)
                 # MLflow has them by time, and a stage that was made again is younger.
                 steps = sorted(point.step for point in points)

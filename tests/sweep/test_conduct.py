@@ -41,11 +41,16 @@ def curves(run: MemoryRun) -> dict[str, list[tuple[int, float]]]:
     return {key: run.curve(key) for key in {point.key for point in run.points} - TIMED}
 
 
+def untimed(text: str) -> str:
+    """A note without the row of its table that was measured with a clock."""
+    return "\n".join(line for line in text.splitlines() if "time of one picture" not in line)
+
+
 def written(machine: Machine) -> list[tuple[object, ...]]:
     """All that MLflow has of a study and does not depend on the clock, run by run."""
     timed = ("stages.reused", "reason")
     runs = [(run.role, run.name, run.status, run.params, curves(run),
-             {key: text for key, text in run.tags.items() if key not in timed},
+             {key: untimed(text) for key, text in run.tags.items() if key not in timed},
              sorted(run.files), sorted(run.images)) for run in machine.tracker.runs.values()]
     return sorted(runs, key=lambda facts: facts[:2])
 

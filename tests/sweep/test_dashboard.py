@@ -51,7 +51,8 @@ def test_every_trial_has_its_note_and_the_champion_is_told(whole: Whole, shown: 
     study, *_ = shown
     for trial in study["trials"]:
         assert trial["note"]["body"].startswith("**Tried:** ")
-        assert f"{100 * trial['values'][0]:.2f} %" in trial["note"]["body"]
+        said = trial["note"]["body"].replace("\N{NO-BREAK SPACE}", " ")
+        assert f"{100 * trial['values'][0]:.2f} %" in said
     best = whole.outcome.champion
     assert best is not None
     assert [f"trial {t['number']}" for t in study["trials"]
