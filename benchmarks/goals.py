@@ -43,6 +43,7 @@ class Bench:
 
 
 BENCHES = (
+    Bench("whole_study", (1,), limits_s={"smoke": 1500.0, "full": 4 * 3600.0}),
     Bench("sharing", (2,), module="earlier", options=("sharing",)),
     Bench("merged_ranking", (3,)),
     Bench("surgery", (4,), module="earlier", options=("surgery",)),
@@ -52,8 +53,10 @@ BENCHES = (
     Bench("train_step", (8,)),
     Bench("real_latency", (9,)),
     Bench("shrinking", (10,)),
+    Bench("quality", (11,)),
     Bench("start_up", (12,)),
     Bench("study_cost", (5, 12)),
+    Bench("gpu", (13,)),
     Bench("growth", (15,)),
     Bench("many_trials", (15,)),
     Bench("sensitivity", (0,), module="earlier", options=("sensitivity",)),
@@ -66,6 +69,8 @@ WORDS = {
     8: "train step", 9: "real latency", 10: "retrain epochs of small networks",
     11: "quality with controls", 12: "start-up and memory", 13: "on a GPU",
     14: "a trial on several devices", 15: "how cost grows", 0: "beside the goals"}
+
+ELSEWHERE = {14: "it is no figure: tests/test_devices.py shows it with two processes over gloo"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +119,7 @@ def run(benches: Sequence[Bench], size: str, ask: Ask = ask_all,
 def complete(records: Sequence[Record]) -> list[Record]:
     """In the order of the goals, with a row for each that nobody has measured here."""
     there = {record.goal for record in records}
-    missing = [not_run(goal, words, "not among the benches of this run")
+    missing = [not_run(goal, words, ELSEWHERE.get(goal, "not among the benches of this run"))
                for goal, words in WORDS.items() if goal and goal not in there]
     return sorted([*records, *missing], key=lambda record: record.goal or 99)
 

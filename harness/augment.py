@@ -37,7 +37,8 @@ def none(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
 def shift(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
     """Move every picture by up to a sixteenth of its size, each by itself."""
     most = max(1, inputs.shape[2] // 16)
-    moves = torch.randint(0, 2 * most + 1, (2, len(inputs)), generator=generator).to(inputs.device)
+    moves = torch.randint(0, 2 * most + 1, (2, len(inputs)), generator=generator)
+    moves = moves.to(inputs.device, non_blocking=True)  # else a card's queue is waited for
     down, right = moves.unbind()  # (B,) each
     moved = _window(inputs, down, right, most, 0)
     if targets.dim() == 1:
@@ -47,7 +48,8 @@ def shift(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
 
 def flip(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Pair:
     """Mirror every picture left to right, or not, by a coin."""
-    coins = (torch.rand(len(inputs), generator=generator) < 0.5).to(inputs.device)
+    coins = (torch.rand(len(inputs), generator=generator) < 0.5).to(
+        inputs.device, non_blocking=True)
     mirrored = _plain(v2.functional.horizontal_flip(tv_tensors.Image(inputs)))
     inputs = torch.where(coins[:, None, None, None], mirrored, inputs)
     if targets.dim() == 3:

@@ -30,7 +30,7 @@ def check_pruning(config: RunConfig | Study) -> None:
     """
     if isinstance(config, Study):
         runs, place = list(_variants(config)), f"the study {config.config.name}"
-        found = _idle_percentages(config) + _idle_agnostic(config)
+        found = _idle_percentages(config) + _idle_agnostic(config) + _many_devices(config)
     else:
         runs, place, found = [config], f"the run {config.name}", []
     found += [m for run in runs for m in _wrong_criterion(run)]
@@ -61,6 +61,13 @@ def _idle_agnostic(study: Study) -> list[Mistake]:
         return []
     return [Mistake("controls", f"{AGNOSTIC} is compared with pruning for some of the classes: "
                                 "give adapt.classes under set, with adapt.train_on: chosen")]
+
+
+def _many_devices(study: Study) -> list[Mistake]:
+    if study.base.devices == 1:
+        return []
+    return [Mistake("devices", "several train one network in `harness run` alone; a study uses "
+                               "several cards by its agents, one each (--agents): leave it at 1")]
 
 
 def _variants(study: Study) -> Iterator[RunConfig]:

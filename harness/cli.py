@@ -231,7 +231,8 @@ def run(config: str, is_dry: bool, overrides: Sequence[str], home: str | None) -
     Example: harness run vgg16_digits --set prune.percentage=70
     """
     from harness.console import Console, StudyScreen
-    from harness.sweep.single import run_one
+    from harness.devices import together
+    from harness.sweep.single import follow, run_one
 
     console = Console()
     loaded = _load_run(config, overrides)
@@ -239,8 +240,12 @@ def run(config: str, is_dry: bool, overrides: Sequence[str], home: str | None) -
     if is_dry:
         _forecast(console, loaded, root)
         return
-    with StudyScreen(console) as screen:
-        single = run_one(loaded, root, lambda: _tracker(loaded.name, root), screen)
+    with together(loaded.devices, loaded.device) as team:
+        if team.rank:
+            follow(loaded, team)
+            return
+        with StudyScreen(console) as screen:
+            single = run_one(loaded, root, lambda: _tracker(loaded.name, root), screen, team)
     console.table(f"{loaded.name}: {single.reason}", single.columns, single.rows, single.notes)
     if single.ledger:
         told = single.ledger.table()

@@ -40,14 +40,14 @@ from harness.engine.sparsity import held_at_zero, make_zero, shares_of, zeroed
 from harness.engine.targets import gone_of, whole_counts
 from harness.engine.tracing import trace
 from harness.engine.work import Gradients, gradients, work
-from harness.errors import TrainingError
+from harness.errors import ConfigError, TrainingError
 from harness.evaluate import evaluate, latencies
 from harness.loading import digest_of_source, load_data, model_facts, started
 from harness.losses import Mixture
 from harness.models.weights import digest_of
 from harness.rounding import rounded_up
 from harness.runtime import bits, code_version, device_of, seed_of, seeded, settle
-from harness.store import FolderStore, Hold, Store, key_of
+from harness.store import FolderStore, Hold, Shelf, Store, key_of
 from harness.trajectories import EpochRow, Lab, Observe, Path, Stage, Step, walk, would_go
 from harness.translation import recipe_of, settings_of, terms_of
 
@@ -107,7 +107,7 @@ class Training:
 
     judged_by: whose validation split says what a network is worth, if not the data's own.
     teacher: gives the network that lessons come from, where it runs. whole: the network before any
-    cut, whatever its weights, beside which latencies are measured.
+    cut, whatever its weights, beside which latencies are measured. team: who trains together.
     """
 
     config: RunConfig
@@ -116,6 +116,7 @@ class Training:
     judged_by: Data | None = None
     teacher: Callable[[], nn.Module] | None = None
     whole: Callable[[], nn.Module] | None = None
+    team: training.Team = training.SOLO
     identity: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,14 +144,19 @@ class Training:
     def fit(self, model: nn.Module, recipe: training.Recipe, seed: int,
             observe: Observe | None = None) -> list[EpochRow]:
         """Train in place on the training split; validation after every epoch."""
+        if self.config.devices != self.team.size:
+            raise ConfigError(f"devices: {self.config.devices} are asked for, and {self.team.size} "
+                              "would train. Several train in `harness run`; elsewhere leave it at "
+                              "1 (studies use several cards by --agents).")
         watcher = self.watcher
         teacher = self.teacher() if self.teacher and recipe.lessons.are_given else None
-        with seeded(seed):
+        with seeded(seed + self.team.rank):  # dropout: other masks for others' examples
             rows = training.train(
                 model, self.data.train, recipe, seed=seed, autocast=self.config.autocast,
                 validate=self._score,
                 on_epoch=(lambda done, total: watcher.epoch(done, total)) if watcher
-                else (lambda done, total: None), observe=observe or nullcontext, teacher=teacher)
+                else (lambda done, total: None), observe=observe or nullcontext, teacher=teacher,
+                team=self.team)
         return [EpochRow(r.train_loss, r.val.loss, r.val.accuracy, r.lr, r.train_accuracy,
                          r.val.top5) for r in rows]
 
@@ -159,7 +165,8 @@ class Training:
         return score.accuracy, score.loss
 
     def _score(self, model: nn.Module) -> training.Score:
-        found = evaluate(model, (self.judged_by or self.data).val)
+        found = self.team.judged(lambda split: evaluate(model, split),
+                                 (self.judged_by or self.data).val)
         return training.Score(found.accuracy, found.loss, found.top5)
 
     def batches(self) -> Iterator[Batch]:
@@ -183,12 +190,19 @@ class Training:
 class Experiment:
     """What the runs of one configuration share; the baseline is trained when it is asked for."""
 
-    def __init__(self, config: RunConfig, store: Store, watcher: Watcher | None = None) -> None:
-        """Raises ConfigError, before anything is trained, for settings that do not fit."""
-        self.config, self.store, self.watcher = config, store, watcher
+    def __init__(self, config: RunConfig, store: Store, watcher: Watcher | None = None,
+                 team: training.Team = training.SOLO) -> None:
+        """Raises ConfigError, before anything is trained, for settings that do not fit.
+
+        team: the processes that run this together, each with its own store or none.
+        """
+        self.config, self.watcher, self.team = config, watcher, team
+        self.store = team.store(store)
+        if config.devices > 1:
+            self.store = Shelf(self.store, f"{config.devices}-devices")
         check_pruning(config)
         self._settings = settings_of(config)
-        self.device = device_of(config.device)
+        self.device = team.device(device_of(config.device))
         settle(config.threads)
         data = load_data(config)
         check_loss(config, data)
@@ -203,9 +217,9 @@ class Experiment:
             "autocast": config.autocast, "bits": bits(self.device, config.threads)}
         self.template, self.new_weights = started(config, data)
         example = data.val.inputs[:8].contiguous()
-        root = getattr(store, "root", None)
+        root = getattr(self.store, "root", None)
         self._latency_file = root.parent / "latency.json" if root else None
-        self._lab = Lab(self.template, example, Training(config, self.data, watcher), store=store,
+        self._lab = Lab(self.template, example, self._training(config), store=self.store,
                         ignore=config.prune.ignore, place=self.place,
                         latency_file=self._latency_file)
         self._settings.check(self._lab.graph)
@@ -227,7 +241,7 @@ class Experiment:
         """The whole network, trained on all; found in the store if it was trained before."""
         key = self.key
         recipe = recipe_of(self.config, "baseline")
-        work = Training(self.config, self.data, self.watcher)
+        work = self._training(self.config)
         if self.watcher:
             self.watcher.step(0, "baseline", 0.0)
         return self._lab.first(key, lambda model: work.fit(model, recipe, seed_of(key)))
@@ -254,11 +268,15 @@ class Experiment:
     def _work(self, config: RunConfig) -> Training:
         """Training as a trial has it, after the baseline."""
         if not config.adapt.classes:
-            return Training(config, self.data, self.watcher, teacher=self._teacher,
-                            whole=lambda: self._beside)
+            return replace(self._training(config), teacher=self._teacher,
+                           whole=lambda: self._beside)
         data = self.data if config.adapt.train_on == "all" else self.chosen
         return Training(config, data, self.watcher, self.chosen, self._teacher,
-                        lambda: self._beside)
+                        lambda: self._beside, self.team)
+
+    def _training(self, config: RunConfig) -> Training:
+        """Training as the baseline has it, on all and from nobody."""
+        return Training(config, self.data, self.watcher, team=self.team)
 
     @cached_property
     def _beside(self) -> nn.Module:

@@ -413,6 +413,9 @@ class RunConfig(Section):
     """Number of the repetition with fresh randomness."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """Where to compute; auto takes the first GPU, if there is one."""
+    devices: Counted = 1
+    """Processes, each with a device of its own, that train every batch together: of `harness run`
+    alone, see docs/scaling.md."""
     threads: Counted = 1
     """CPU threads; results depend on it to the bit."""
     memory_format: Literal["contiguous", "channels_last"] = "channels_last"
@@ -444,6 +447,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _weigh_what_stays(self) -> "RunConfig":
+        if self.devices > 1 and self.device.startswith("cuda:"):
+            raise ValueError(f"devices: {self.devices} processes have a card each: give device: "
+                             "auto, cpu or cuda, not one card")
+        if self.devices > 1 and "latency" in (self.prune.percentage_of, *self.prune.step):
+            raise ValueError("devices: each would measure a latency of its own and cut by it: with "
+                             "prune.percentage_of or prune.step of latency leave devices at 1")
         if self.prune.ranking == "merged" and (self.retrain.early_stop
                                                or self.retrain.keep != "last"):
             raise ValueError("prune.ranking: merged gathers evidence in the last epoch of a "

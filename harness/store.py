@@ -72,6 +72,24 @@ class NoStore:
         yield
 
 
+class Shelf:
+    """A part of a store, under a name: the same keys, and so the same seeds, with results of their
+    own, such as those that equal others' within rounding and not to the bit."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self.root = getattr(store, "root", None)
+
+    def get(self, key: str, prefix: str = "") -> Record | None:
+        return self._store.get(f"{key}-{self._name}", prefix)
+
+    def put(self, key: str, record: Record) -> None:
+        self._store.put(f"{key}-{self._name}", record)
+
+    def making(self, key: str) -> AbstractContextManager[None]:
+        return self._store.making(f"{key}-{self._name}")
+
+
 class FolderStore:
     """Stages in a folder, safe for several processes.
 

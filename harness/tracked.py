@@ -11,6 +11,7 @@ from harness.experiment import Experiment, stages
 from harness.journal import ending
 from harness.runtime import facts, memory_let_go
 from harness.tracking import Tracker
+from harness.train import SOLO, Team
 
 
 def identity_of(config: RunConfig) -> str:
@@ -29,7 +30,7 @@ class Tracked:
 
 @contextmanager
 def tracked(config: RunConfig, role: str, home: Path, open_tracker: Callable[[], Tracker],
-            screen: Screen) -> Iterator[Tracked]:
+            screen: Screen, team: Team = SOLO) -> Iterator[Tracked]:
     """While entered, the run is open; it ends as `journal.ending` says. role: 'run', 'sparse', ...
 
     The caller has checked the configuration: from here on a mistake leaves a FAILED run.
@@ -41,7 +42,7 @@ def tracked(config: RunConfig, role: str, home: Path, open_tracker: Callable[[],
     with ending(tracker, run_id):
         tracker.log_text(run_id, to_yaml(config), "config.yaml")
         screen.study(identity, 0, 1)
-        experiment = Experiment(config, stages(home, say=screen.message), screen)
+        experiment = Experiment(config, stages(home, say=screen.message), screen, team)
         tracker.set_tags(run_id, facts(experiment.device))
         with memory_let_go():
             screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")

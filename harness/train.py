@@ -1,7 +1,7 @@
 """The one loop, for training and for retraining: batches of tensors that lie on the device.
 
 Shapes: N examples of a split, B of a batch, (C, H, W) of one input. Nothing is sent to the host
-inside an epoch; the epoch's mean loss is read once, at its end.
+inside an epoch, and no batch waits for the device; the mean loss is read once, at the end.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,65 @@ class Examples(Protocol):
     def inputs(self) -> Tensor: ...
     @property
     def targets(self) -> Tensor: ...
+
+
+Found = TypeVar("Found")
+
+
+class Team(Protocol):
+    """Processes that train one network together, in step; `Solo` is a process by itself.
+
+    size: how many. joined: a context that gives what is called in place of the model, so that
+    gradients are means over the team. share: this process's part of a batch and its loss's weight
+    in that mean. total: sums over the team. gathered: what a watch has seen becomes what all have.
+    judged: a split judged together. part: from here on nothing is done together.
+    """
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    def joined(self, model: nn.Module) -> AbstractContextManager[nn.Module]: ...
+    def share(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float]: ...
+    def total(self, sums: Tensor) -> Tensor: ...
+    def gathered(self, watch: Any) -> None: ...
+    def judged(self, judge: Callable[[Any], Found], split: Examples) -> Found: ...
+    def store(self, store: Any) -> Any: ...
+    def device(self, name: torch.device) -> torch.device: ...
+    def part(self) -> None: ...
+
+
+class Solo:
+    """Whoever has all to himself: nothing is shared, and nothing is changed."""
+
+    size, rank = 1, 0
+
+    def joined(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        return nullcontext(model)
+
+    def share(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float]:
+        return inputs, targets, 1.0
+
+    def total(self, sums: Tensor) -> Tensor:
+        return sums
+
+    def gathered(self, watch: Any) -> None:
+        pass
+
+    def judged(self, judge: Callable[[Any], Found], split: Examples) -> Found:
+        return judge(split)
+
+    def store(self, store: Any) -> Any:
+        return store
+
+    def device(self, name: torch.device) -> torch.device:
+        return name
+
+    def part(self) -> None:
+        pass
+
+
+SOLO = Solo()
 
 
 @dataclass(frozen=True)
@@ -99,23 +158,24 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, *, seed: int,
           validate: Callable[[nn.Module], Score], autocast: str = "none",
           observe: Callable[[], AbstractContextManager[object]] = nullcontext,
           on_epoch: Callable[[int, int], None] = lambda done, total: None,
-          teacher: nn.Module | None = None) -> list[Epoch]:
+          teacher: nn.Module | None = None, team: Team = SOLO) -> list[Epoch]:
     """Train in place with a new optimiser over all parameters that want gradients.
 
     observe: a context entered for the last epoch that is asked for (to gather evidence while it
-    runs). on_epoch: told (epochs done, all epochs). teacher: needed for `recipe.lessons`. The model
-    is left in eval mode; the last row is that of the weights it is left with.
+    runs). on_epoch: told (epochs done, all epochs). teacher: needed for `recipe.lessons`. team: who
+    trains it together; all are given the same. The model is left in eval mode; the last row is that
+    of the weights it is left with.
     Raises TrainingError if the loss is no longer finite, in training or on validation.
     """
     with (_kept_still(model, recipe.freeze) as go,
-          _lessons(model, teacher, recipe.lessons) as lesson):
-        course = _Course(model, examples, recipe, seed, autocast, lesson, go)
+          _lessons(model, teacher, recipe.lessons) as lesson, team.joined(model) as forward):
+        course = _Course(model, examples, recipe, seed, autocast, lesson, go, forward, team)
         return course.run(validate, observe, on_epoch)
 
 
 @dataclass
 class _Course:
-    """One training while it goes on. go: puts the network into train mode."""
+    """One training while it goes on. go: puts the network into train mode; forward: calls it."""
 
     model: nn.Module
     examples: Examples
@@ -124,6 +184,8 @@ class _Course:
     autocast: str
     lesson: Lesson | None
     go: Callable[[], object]
+    forward: nn.Module
+    team: Team
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -146,8 +208,9 @@ class _Course:
         best, gap = _Best(self.recipe), _Gap()
         rows: list[Epoch] = []
         for epoch in range(epochs):
-            with observe() if epoch == epochs - 1 else nullcontext():
+            with observe() if epoch == epochs - 1 else nullcontext() as watch:
                 mean, accuracy = self._epoch(epoch)
+            self.team.gathered(watch)
             val = validate(self.model.eval())
             for name, value in (("loss", mean), ("validation loss", val.loss)):
                 if not math.isfinite(value):
@@ -167,26 +230,29 @@ class _Course:
         """(mean loss, accuracy) of an epoch's examples."""
         self.go()
         loss_of = self._mixture.at(epoch)
-        total, hits, judged = torch.zeros(3, device=self._device).unbind()
+        sums = torch.zeros(3, device=self._device)
+        total, hits, judged = sums.unbind()
         seen = 0
         left = self._steps - epoch * self._per_epoch
         for inputs, targets in islice(batches(self.examples, self.recipe, self._generator), left):
+            seen += len(targets)
+            inputs, targets, weight = self.team.share(inputs, targets)
             self._optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self._device.type, DTYPES[self.autocast],
                                 enabled=self.autocast != "none"):
-                logits = self.model(inputs)
+                logits = self.forward(inputs)
                 loss = loss_of(logits, targets)
                 if self.lesson:
                     loss = loss + self.lesson(logits, inputs)
-            self._scaler.scale(loss).backward()
+            self._scaler.scale(loss * weight).backward()
             self._scaler.step(self._optimizer)
             self._scaler.update()
             self._schedule.step()
             total += loss.detach() * len(targets)
-            seen += len(targets)
             hits += (logits.detach().argmax(1) == targets).sum()
             judged += (targets != IGNORE).sum()
-        return float(total) / max(1, seen), float(hits) / max(1, float(judged))
+        loss_sum, hit, all_judged = self.team.total(sums).tolist()
+        return loss_sum / max(1, seen), hit / max(1, all_judged)
 
 
 @contextmanager
@@ -270,9 +336,9 @@ def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
 
     A last batch of one is left out: it has no statistics. If all are of one, all stay.
     """
-    order = torch.randperm(len(examples.targets), generator=generator)
+    order = torch.randperm(len(examples.targets), generator=generator).to(examples.targets.device)
     for start, end in _cuts(len(order), recipe.batch_size):
-        chosen = order[start:end].to(examples.targets.device)
+        chosen = order[start:end]
         yield vary(recipe.augment, examples.inputs[chosen], examples.targets[chosen], generator)
 
 

@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({"config", "runtime", "train", "evaluate", "store", "tracking", "comparison_view",
                "console", "models", "data", "engine"}),
-    frozenset({"checkpoint", "graphs"}),
+    frozenset({"checkpoint", "devices", "graphs"}),
     frozenset({"trajectories", "analysis", "export"}),
     frozenset({"loading", "rounding", "translation"}),
     frozenset({"accounting", "checking"}),
@@ -31,7 +31,8 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Outside package -> the one room (and file, where it is a file) that imports it.
-DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "config"}
+DOORS = {"mlflow": "tracking", "optuna": "sweep", "rich": "console", "yaml": "config",
+         "lightning_fabric": "devices"}
 # Run as a program of its own, as somebody without harness would load a file: it passes no door.
 STRANGER = "export/reader.py"
 # Inside the engine the order is finer; `__init__` imports nothing.

@@ -9,7 +9,7 @@ Statistics of activations are sums over what the same layers put out.
 Letters: N examples, C channels, M positions of a channel's map.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from types import TracebackType
@@ -108,6 +108,19 @@ class Gathered:
     batches: int = 0
     examples: int = 0
 
+    def joined(self, others: Sequence["Gathered"]) -> "Gathered":
+        """What this and others saw of the same batches, each of its own, equal share of them.
+
+        Of `gradients` it is what smaller batches would have given: each share has its own mean.
+        """
+        every = [self, *others]
+        found: dict[str, Any] = {}
+        for kind in KINDS:
+            found[kind] = {place: _added(kind, [getattr(each, kind)[place] for each in every])
+                           for place in getattr(self, kind)}
+        return Gathered(**found, batches=self.batches,
+                        examples=sum(each.examples for each in every))
+
     @property
     def kinds(self) -> frozenset[str]:
         """The kinds of which there is something."""
@@ -141,6 +154,16 @@ class Gathered:
         for number in ("batches", "examples"):
             found[number] = int(tensors.get(f"gathered/{number}", 0))
         return cls(**found)
+
+
+def _added(kind: str, sums: Sequence[Any]) -> Any:
+    """Sums over shares of examples as sums over all of them."""
+    if kind == "pooled":
+        return Pooled(torch.cat([each.values for each in sums]))
+    found = {f.name: sum(getattr(each, f.name) for each in sums) for f in fields(sums[0])}
+    if kind == "activity":  # a mean over a share, of the gradient of a share's mean loss
+        found["signed"] = found["signed"] / len(sums) ** 2
+    return KINDS[kind](**found)
 
 
 @dataclass(frozen=True)

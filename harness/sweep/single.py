@@ -9,12 +9,15 @@ from harness.checking import check_pruning
 from harness.config import RunConfig
 from harness.console import Screen, TrialLine, count, percent
 from harness.engine.ledger import Ledger
+from harness.experiment import Experiment
 from harness.journal import Journal
 from harness.runtime import memory_let_go
+from harness.store import NoStore
 from harness.sweep.pictures import FOLDER, Pruned, of_run
 from harness.sweep.results import result_of
 from harness.tracked import identity_of, tracked
 from harness.tracking import Tracker
+from harness.train import SOLO, Team
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,31 @@ class Single:
     ledger: Ledger | None
 
 
+def follow(config: RunConfig, team: Team) -> None:
+    """The part in `run_one` of a process that is not the team's first: it trains, and tells nobody.
+    """
+    experiment = Experiment(config, NoStore(), team=team)
+    _ = experiment.baseline
+    experiment.trial(config)
+    team.part()
+
+
 def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], screen: Screen,
-            ) -> Single:
+            team: Team = SOLO) -> Single:
     """Baseline, trajectory, final fine-tune; the test split is read for the two ends.
 
+    team: who trains together; the others `follow`.
     Raises ConfigError, before anything is opened, for what `check_pruning` refuses.
     """
     check_pruning(config)
     start = time.perf_counter()
-    with tracked(config, "run", home, open_tracker, screen) as run:
+    with tracked(config, "run", home, open_tracker, screen, team) as run:
         tracker, run_id, experiment = run.tracker, run.run_id, run.experiment
         screen.trial(0, {}, config.prune.percentage)
         journal = Journal(tracker, run_id, experiment.whole)
         with memory_let_go():
             trial = experiment.trial(config, on_step=journal.step)
+        team.part()
         journal.layers(trial.steps)
         journal.removals(trial.steps)
         journal.plans(trial.steps)
