@@ -155,5 +155,5 @@ def test_a_trial_that_kills_every_agent_is_given_up_and_the_others_end(tmp_path:
     assert experiment is not None
     ends = {run.info.run_name: run.info.status
             for run in client.search_runs([experiment.experiment_id])}
-    assert ends == {"trial 0": "FAILED", "trial 1, champion": "FINISHED", "baseline": "FINISHED",
-                    desk.id: "FINISHED"}
+    assert ends == {"trial 0": "FAILED", "trial 1, champion": "FINISHED",
+                    "baseline": "FINISHED", desk.id: "FINISHED"}
