@@ -42,7 +42,8 @@ from harness.engine.tracing import trace
 from harness.engine.work import Gradients, gradients, work
 from harness.errors import ConfigError, TrainingError
 from harness.evaluate import evaluate, latencies
-from harness.loading import digest_of_source, load_data, model_facts, started
+from harness.export.record import record
+from harness.loading import architecture, digest_of_source, load_data, model_facts, started
 from harness.losses import Mixture
 from harness.models.weights import digest_of
 from harness.rounding import rounded_up
@@ -361,6 +362,11 @@ class Experiment:
             dim, 0).flatten(1).abs().mean(1)
             for weight, (dim, _) in self._lab.graph.convolutions.items()}
 
+    def record(self, plan: Plan, lineage: Mapping[str, Any]) -> dict[str, Any]:
+        """What a file of the network cut by a plan says of itself, see `export.record`."""
+        return record(self.config, self.data, self.cost(plan),
+                      model=architecture(self.config, self.data), lineage=lineage)
+
     def work(self, plan: Plan) -> Work:
         """What the network cut by a plan multiplies for a picture, forward and in training."""
         return work(self._lab.graph, self._gradients, plan)
@@ -450,7 +456,8 @@ class Experiment:
         is_done = plan == steps[-1].plan
         if self.watcher:
             self.watcher.step(1, f"widths in multiples of {to}", 0.0)
-        stage = steps[-1] if is_done else lab.step(parent, plan, settings)
+        stage = steps[-1] if is_done else lab.step(parent, plan, settings,
+                                                   retrains=bool(steps[-1].epochs))
         cost = self._lab.graph.cost(plan)
         step = Step(1, 100 * (1 - cost.filters / self.whole.filters),
                     float(stage.facts["accuracy_cut"]), stage.accuracy, cost, {}, stage,

@@ -64,7 +64,7 @@ def run_sparse(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker
         picture = weight_histograms.picture(found.bins)
         tracker.log_figure(run_id, picture, "weight_histograms.png")
         tracker.log_model(run_id, found.after, experiment.data.val.inputs[:2], name="sparse",
-                          labels=experiment.data.labels)
+                          metadata=experiment.record(experiment.baseline.plan, {"run": run_id}))
         folder = home / "sparse"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{config.name}.safetensors"

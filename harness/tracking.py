@@ -79,7 +79,7 @@ class Registered:
 class Version:
     """A version of a registered model, as it was described."""
 
-    version: str
+    number: str
     description: str
     tags: Mapping[str, str]
 
@@ -165,7 +165,7 @@ class Tracker(Protocol):
         name: str,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
-        labels: Sequence[str] = (),
+        metadata: Mapping[str, object] | None = None,
     ) -> str:
         """Keep a model that loads without our code; the module itself is left as it is.
 
@@ -174,7 +174,7 @@ class Tracker(Protocol):
         Args:
             example: (N, ...) input; only its shape past N and its type matter.
             metrics: summaries to show beside the model; they join the run's.
-            labels: names of the classes, kept in the model's metadata.
+            metadata: what the model says of itself, under `harness` in its MLmodel file.
 
         Returns: the model's URI, `models:/...`.
         """
@@ -441,7 +441,7 @@ class MlflowTracker:
         name: str,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
-        labels: Sequence[str] = (),
+        metadata: Mapping[str, object] | None = None,
     ) -> str:
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
@@ -462,7 +462,7 @@ class MlflowTracker:
                     run_id=run_id,
                     model_uuid=kept.model_id,
                     model_id=kept.model_id,
-                    metadata={"labels": list(labels)},
+                    metadata={"harness": dict(metadata or {})},
                 )
                 _save_pt2(module, example, Path(folder) / "model", description)
                 self.client.log_model_artifacts(kept.model_id, str(Path(folder) / "model"))
@@ -623,7 +623,7 @@ class MemoryModel:
     module: nn.Module
     metrics: dict[str, float]
     tags: dict[str, str]
-    labels: tuple[str, ...]
+    metadata: dict[str, object]
 
 
 @dataclass
@@ -749,7 +749,7 @@ class MemoryTracker:
         name: str,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
-        labels: Sequence[str] = (),
+        metadata: Mapping[str, object] | None = None,
     ) -> str:
         self._run(run_id)
         for uri, model in self.models.items():
@@ -758,7 +758,7 @@ class MemoryTracker:
         kept = copy.deepcopy(module).cpu().eval()
         uri = f"models:/m-{len(self.models) + 1}"
         self.models[uri] = MemoryModel(
-            run_id, name, kept, dict(metrics or {}), dict(tags or {}), tuple(labels)
+            run_id, name, kept, dict(metrics or {}), dict(tags or {}), dict(metadata or {})
         )
         return uri
 
@@ -1321,8 +1321,11 @@ def _save_pt2(module: nn.Module, example: Tensor, folder: Path, description: Mod
 
     # Weights of a pt2 cannot be moved when it is loaded, so they are saved on the CPU.
     still = copy.deepcopy(module).cpu().eval().to(memory_format=torch.contiguous_format)
-    # One example would fix the batch size at 1.
-    batch = example.detach().cpu().contiguous()[[0, 0]]
+    # One example would fix the batch size at 1. What it holds goes into the files, and nobody's
+    # pictures are to leave with them.
+    batch = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
+    if batch.is_floating_point():
+        batch.normal_(generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         answer = still(batch)
         signature = ModelSignature(
@@ -1348,12 +1351,12 @@ def save_model(
 ) -> None:
     """Write a module as a folder that `mlflow.pyfunc.load_model` opens without our code.
 
-    example: (N, C, H, W); metadata: of the MLmodel file. Raises TrackingError.
+    example, metadata: as `log_model` takes them. Raises TrackingError.
     """
     with _told(f"write the model {folder.name}"):
         from mlflow.models import Model
 
-        _save_pt2(module, example, folder, Model(metadata=dict(metadata)))
+        _save_pt2(module, example, folder, Model(metadata={"harness": dict(metadata)}))
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_a_served_champion_answers_pictures_as_its_network_does(tmp_path: Path) 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MlflowTracker.open(uri, "digits", tmp_path / "home")
     run = tracker.open_run(name="trial 1", role="trial", study="s")
-    model = tracker.log_model(run, module, example, name="pruned", labels=["a"] * 10)
+    model = tracker.log_model(run, module, example, name="pruned", metadata={"labels": ["a"] * 10})
     tracker.register(model, "digits", alias="champion")
     environment = outsider(tmp_path, uri)
     pictures = torch.randn(3, 1, 8, 8)
@@ -93,7 +93,7 @@ def test_a_served_champion_answers_pictures_as_its_network_does(tmp_path: Path) 
               "model = mlflow.pyfunc.load_model('models:/digits@champion')\n"
               "given = numpy.array(json.load(sys.stdin), dtype='float32')\n"
               "print(json.dumps([model.predict(given).tolist(), model.predict(given[:1]).tolist(),"
-              " model.metadata.metadata['labels'],"
+              " model.metadata.metadata['harness']['labels'],"
               " model.metadata.get_input_schema().inputs[0].shape]))\n")
     alone = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment,
                            input=json.dumps(pictures.tolist()), capture_output=True, text=True)

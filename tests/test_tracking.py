@@ -368,7 +368,7 @@ class TestModels:
             name="pruned",
             metrics={"final_val_accuracy": 0.75},
             tags={"role": "champion"},
-            labels=["zero", "one"],
+            metadata={"labels": ["zero", "one"]},
         )
         assert capfd.readouterr() == ("", "")
         assert net.training

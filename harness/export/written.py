@@ -149,7 +149,7 @@ def _state(module: nn.Module, _: Tensor, path: Path, record: Mapping[str, Any],
 
 def _mlflow(module: nn.Module, example: Tensor, path: Path, record: Mapping[str, Any],
             _: Parameters) -> None:
-    save_model(module, example, path, {"harness": dict(record)})
+    save_model(module, example, path, record)
 
 
 Writer = Callable[[nn.Module, Tensor, Path, Mapping[str, Any], Parameters], None]

@@ -191,21 +191,22 @@ def _keep(agent: Agent, champion: Found, stage: Stage) -> tuple[str, str]:
     folder = agent.home / "studies" / agent.study_id
     folder.mkdir(parents=True, exist_ok=True)
     experiment = agent.experiment
-    common = {"study": agent.study_id, "config": to_yaml(agent.study.base),
-              "input_shape": list(experiment.data.input_shape),
-              "labels": list(experiment.data.labels)}
-    whole = experiment.whole
-    save_pruned(experiment.model(experiment.baseline), experiment.baseline.plan,
-                folder / "baseline.safetensors",
-                metadata={**common, "role": "baseline", "macs": whole.macs, "params": whole.params,
-                          "val_accuracy": experiment.baseline.accuracy})
+    whole = experiment.baseline
+    save_pruned(experiment.model(whole), whole.plan, folder / "baseline.safetensors",
+                metadata=experiment.record(whole.plan, {
+                    "study": agent.study_id, "role": "baseline", "stage": whole.key,
+                    "run": str(agent.ledger.get("baseline_run")), "val_accuracy": whole.accuracy}))
     path = folder / "champion.safetensors"
-    save_pruned(experiment.model(stage), stage.plan, path,
-                metadata={**common, "role": "champion", "trial": champion.ordinal,
-                          "run": champion.run_id, "stage": stage.key,
-                          "macs": champion.final.macs, "params": champion.final.params,
-                          "settings": named(champion.settings), "val_accuracy": stage.accuracy})
+    save_pruned(experiment.model(stage), stage.plan, path, metadata=experiment.record(
+        stage.plan, {**_lineage(agent, champion), "role": "champion"}))
     return str(path), checksum(stage)
+
+
+def _lineage(agent: Agent, found: Found) -> dict[str, Any]:
+    """Where a trial's network comes from, as files say it."""
+    return {"study": agent.study_id, "trial": found.ordinal, "step": found.final.step,
+            "run": found.run_id, "stage": found.final.key, "settings": named(found.settings),
+            "val_accuracy": found.final.accuracy}
 
 
 def checksum(stage: Stage) -> str:
@@ -228,15 +229,16 @@ def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> s
         wanted.append(champion)
     for found in wanted:
         if found.final.key not in logged:
-            module = agent.experiment.model(_stage(agent, found))
+            stage = _stage(agent, found)
             uri = agent.tracker.log_model(
-                found.run_id, module, agent.experiment.data.val.inputs[:2], name="pruned",
+                found.run_id, agent.experiment.model(stage),
+                agent.experiment.data.val.inputs[:2], name="pruned",
                 metrics={"val_accuracy_of_model": found.final.accuracy,
                          "flops_share_of_model": found.final.macs / agent.experiment.whole.macs,
                          "params_of_model": float(found.final.params),
                          "macs_of_model": float(found.final.macs)},
                 tags={"stage": found.final.key, "step": str(found.final.step)},
-                labels=agent.experiment.data.labels)
+                metadata=agent.experiment.record(stage.plan, _lineage(agent, found)))
             logged = {**logged, found.final.key: uri}
             agent.ledger.set("models", logged)
     if champion is None:

@@ -56,7 +56,7 @@ def _describe(agent: Agent, outcome: Outcome, best: Row) -> None:
              "baseline": percent(outcome.baseline.accuracy), "parameters": count(best.params)}
     version = agent.tracker.register(outcome.model, outcome.study, tags=shown)
     held = agent.tracker.aliased(outcome.study, ALIAS)
-    if held is not None and held.version == version:
+    if held is not None and held.number == version:
         agent.tracker.describe_model(
             outcome.study, description=study_notes.champion(outcome),
             tags={**shown, "study": outcome.study_id, "trial": best.name, "kind": outcome.kind,

@@ -173,6 +173,7 @@ def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split
             more: Sequence[str]) -> Sheet:
     rows: list[list[object]] = []
     notes: list[str] = []
+    pictures = 0
     for name, found in written.items():
         if isinstance(found, ExportError):
             rows.append([name, None, None, "not written", None, None, None])
@@ -182,10 +183,11 @@ def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split
                      f"{parity.difference:.1e}", percent(parity.agreement),
                      percent(parity.accuracy), percent(parity.accuracy_of_file)])
         notes.append(f"use {name}: {_USE[name].format(found.path)}")
-        said = (f"each was loaded again in a process of its own and compared on the "
-                f"{parity.pictures} pictures of the {split} split: outputs within {TOLERANCE:.0e} "
-                f"of the largest output, accuracy within {100 * POINTS:.1f} points")
-        notes = [said, *(note for note in notes if note != said)]
+        pictures = parity.pictures
+    if notes:
+        notes.insert(0, "each was loaded again in a process of its own and compared on the "
+                        f"{pictures} pictures of the {split} split: outputs within {TOLERANCE:.0e} "
+                        f"of the largest output, accuracy within {100 * POINTS:.1f} points")
     notes += more
     return Sheet(f"exported: {ref.short}", ["format", "file", "size", "largest difference",
                                             "predictions agree", "accuracy, network",

@@ -82,17 +82,15 @@ class Question:
         return min(self.most_macs, self.most_params) < inf or self.latency_limit is not None
 
     def affords(self, network: Cost) -> bool:
-        """Whether a network of this cost may be chosen; what was not measured breaks no limit."""
+        """Whether a network of this cost may be chosen."""
         limit = self.latency_limit
         return (network.macs <= self.most_macs and network.params <= self.most_params
-                and (limit is None or network.latency_share is None
-                     or network.latency_share <= limit))
+                and (limit is None or _latency_of(network) <= limit))
 
     def price(self, network: Cost) -> float:
         """What it costs by the study's measure, as a share of the whole network's."""
-        if self.config.cost == "latency" and network.latency_share is not None:
-            return network.latency_share
-        return network.macs / self.macs
+        return (_latency_of(network) if self.config.cost == "latency"
+                else network.macs / self.macs)
 
     def values(self, final: Final) -> list[float]:
         """What the sampler is told of a trial that ended with this network; see DIRECTIONS."""
@@ -105,8 +103,8 @@ class Question:
         found = {}
         if self.flops_limit is not None:
             found["flops_over_budget"] = final.macs / self.macs - self.flops_limit
-        if self.latency_limit is not None and final.latency_share is not None:
-            found["latency_over_budget"] = final.latency_share - self.latency_limit
+        if self.latency_limit is not None:
+            found["latency_over_budget"] = _latency_of(final) - self.latency_limit
         if given.params is not None:
             found["params_over_limit"] = final.params / self.params - given.params
         if given.accuracy is not None:
@@ -145,6 +143,11 @@ class Question:
     @property
     def _constraints(self) -> Constraints:
         return self.config.constraints
+
+
+def _latency_of(network: Cost) -> float:
+    """As a share of the whole network's; what was not measured has gained nothing."""
+    return 1.0 if network.latency_share is None else network.latency_share
 
 
 def rank(kind: str, accuracy: float, price: float) -> tuple[float, float]:

@@ -74,8 +74,8 @@ class Standing:
 
     @property
     def price(self) -> float:
-        if self.cost == "latency" and self.latency_share is not None:
-            return self.latency_share
+        if self.cost == "latency":
+            return 1.0 if self.latency_share is None else self.latency_share
         return self.macs
 
     @property
@@ -91,9 +91,9 @@ def register_champion(tracker: Tracker, uri: str, name: str, standing: Standing,
     """
     version = tracker.register(uri, name, tags=standing.tags())
     held = tracker.aliased(name, ALIAS)
-    if held is not None and held.version == version:
+    if held is not None and held.number == version:
         return version
-    moves, why = _verdict(standing, held.version if held else None,
+    moves, why = _verdict(standing, held.number if held else None,
                           Standing.from_tags(held.tags) if held else None)
     return tracker.register(uri, name, description=f"{what} {why}",
                             alias=ALIAS if moves else None)

@@ -67,7 +67,10 @@ def run_one(config: RunConfig, home: Path, open_tracker: Callable[[], Tracker], 
                  "pruned": experiment.test_accuracy(trial.final)}
         journal.final(trial.final, trial.last.cost, test_accuracy=tests["pruned"])
         tracker.log_model(run_id, experiment.model(trial.final), experiment.data.val.inputs[:2],
-                          name="pruned", labels=experiment.data.labels)
+                          name="pruned", metadata=experiment.record(trial.last.plan, {
+                              "run": run_id, "step": trial.last.number, "stage": trial.final.key,
+                              "val_accuracy": trial.final.accuracy,
+                              "test_accuracy": tests["pruned"]}))
         tracker.set_tags(run_id, {"stop_reason": trial.reason[:4000]})
         result = result_of(trial, time.perf_counter() - start)
         drawn = []

@@ -113,6 +113,7 @@ def test_by_latency_the_cheaper_network_is_the_faster_one() -> None:
     assert by_time.best(results) == (1, fast)
     assert by_flops.values(fast) == [0.9, 0.7]
     assert by_time.values(fast) == [0.9, 0.4]
-    # A stage that an earlier version made has no latency: its FLOPs stand in.
-    assert by_time.values(timed(0.9, 700, None)) == [0.9, 0.7]
+    # What was not measured counts as slow as the whole network, and is in no budget of latency.
+    assert by_time.values(timed(0.9, 700, None)) == [0.9, 1.0]
+    assert not question(budget={"latency": 0.9}).holds(timed(0.9, 700, None))
     assert "the fastest network" in by_time.text

@@ -78,7 +78,7 @@ def test_the_alias_goes_from_better_to_better_and_every_champion_is_a_version(
     for accuracy, macs in [(0.95, 90), (0.94, 20), (0.983, 98), (0.9829, 10), (0.983, 97),
                            (0.983, 97)]:
         model.champion(accuracy, macs)
-        held.append(model.held.version)
+        held.append(model.held.number)
     assert held == ["1", "1", "3", "3", "5", "5"]
     why = [model.version(str(number)).description for number in range(1, 7)]
     assert why[0] == "Of a study. The alias champion is here: no version had it."
@@ -113,7 +113,7 @@ def test_a_more_accurate_answer_to_another_question_leaves_the_alias_where_it_is
         model: Registered, change: dict[str, Any], why: str) -> None:
     model.champion(0.9, 90, constraints={"params": 0.2})
     model.champion(0.99, **{"macs": 80, **change})
-    assert model.held.version == "1"
+    assert model.held.number == "1"
     assert why in model.version("2").description
     assert "set it in MLflow's pages" in model.version("2").description
 
@@ -121,20 +121,20 @@ def test_a_more_accurate_answer_to_another_question_leaves_the_alias_where_it_is
 def test_a_tighter_budget_is_no_hindrance_to_a_better_network(model: Registered) -> None:
     model.champion(0.9, 290, budget={"flops": 0.3})
     model.champion(0.89, 50, budget={"flops": 0.06})
-    assert model.held.version == "1"
+    assert model.held.number == "1"
     model.champion(0.91, 50, budget={"flops": 0.06})
-    assert model.held.version == "3"
+    assert model.held.number == "3"
 
 
 def test_of_a_pareto_study_the_smaller_one_that_is_close_to_the_baseline_is_better(
         model: Registered) -> None:
     model.champion(0.98, 300, kind="pareto", tolerance=0.02)
     model.champion(0.99, 400, kind="pareto", tolerance=0.02)
-    assert model.held.version == "1"
+    assert model.held.number == "1"
     model.champion(0.975, 200, kind="pareto", tolerance=0.02)
-    assert model.held.version == "3"
+    assert model.held.number == "3"
     model.champion(0.95, 100, kind="pareto", tolerance=0.05)
-    assert model.held.version == "3"
+    assert model.held.number == "3"
     assert ("an accuracy of 95.00 % is under the 97.00 % that it had to have"
             in model.version("4").description)
 
@@ -156,7 +156,7 @@ def test_beside_a_version_of_which_nothing_is_known_the_alias_is_not_moved(
     known = standing(0.1, 90).tags() | tags if tags else {}
     model.tracker.register(uri, "net", alias=ALIAS, tags=known)
     model.champion(0.99, 10)
-    assert model.held.version == "1"
+    assert model.held.number == "1"
     assert "its tags do not say what it is worth" in model.version("2").description
 
 
@@ -173,11 +173,11 @@ def test_what_was_chosen_by_its_latency_is_compared_by_its_latency(model: Regist
                              "constraints": {"latency": 0.5}}
     model.champion(0.9, 300, latency=0.4, **asked)
     model.champion(0.9, 100, latency=0.45, **asked)
-    assert model.held.version == "1"
+    assert model.held.number == "1"
     model.champion(0.9, 700, latency=0.3, **asked)
-    assert model.held.version == "3"
+    assert model.held.number == "3"
     model.champion(0.9, 700, latency=0.6, **{**asked, "constraints": {}})
     assert "60.00 % of the latency is over the 50.00 %" in model.version("4").description
     model.champion(0.9, 10, kind="pareto", tolerance=0.1)
     assert "cheap by flops, and that one by latency" in model.version("5").description
-    assert model.held.version == "3"
+    assert model.held.number == "3"
