@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import uuid4
 
 import sqlalchemy as sql
@@ -29,11 +29,12 @@ LEASE_S = 60.0
 
 @dataclass(frozen=True)
 class Lease:
-    """A row of the table. token: of one taking of the claim; count: of its renewals."""
+    """A row of the table. token: of one taking of the claim; count: of its renewals; these two
+    say which lease it is."""
 
     token: str
     count: int
-    holder: Holder
+    holder: Holder = field(compare=False)
 
     def renewed(self) -> "Lease":
         return replace(self, count=self.count + 1, holder=replace(self.holder, beat=time.time()))
@@ -66,9 +67,9 @@ class _LeaseClaim:
         self.claims.give_up(self)
 
 
-@dataclass(frozen=True)
-class _Watch:
-    """A lease as it was at the last look, and for how long it has been so."""
+class _Watch(NamedTuple):
+    """A lease as it was at the last look, and for how long it has been so. Every look makes one of
+    every lease, which a frozen dataclass would make slow."""
 
     lease: Lease
     looked: float
@@ -163,7 +164,7 @@ class LeaseClaims:
         been away, and the holder is to have the time to renew the lease when it is back.
         """
         before = self._watches.get(name)
-        if before is None or before.lease != lease:
+        if before is None or (before.lease is not lease and before.lease != lease):
             return _Watch(lease, now, 0.0)
         unchanged_s = before.unchanged_s + min(now - before.looked, self.lease_s / 2)
         return _Watch(lease, now, unchanged_s)

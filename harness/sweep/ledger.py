@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import optuna
@@ -18,6 +19,7 @@ from harness.sweep.results import Result
 from harness.sweep.space import Settings, same
 
 MOST_TRIES = 3
+GOING = (TrialState.RUNNING, TrialState.WAITING)
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Ledger:
     def _look(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """(all trials, those that have not ended); what ended since the last look is noted."""
         every, going = self.trials(), []
-        for trial in (every[n] for n in [*self._going, *range(len(self._every), len(every))]):
-            if trial.state.is_finished():
-                self._note(trial)
+        for number in chain(self._going, range(len(self._every), len(every))):
+            if every[number].state in GOING:
+                going.append(number)
             else:
-                going.append(trial)
-        self._every, self._going = every, [ordinal_of(t) for t in going]
-        return every, going
+                self._note(every[number])
+        self._every, self._going = every, going
+        return every, [every[number] for number in going]
 
     def _note(self, trial: FrozenTrial) -> None:
         """Take in a trial that has ended."""
