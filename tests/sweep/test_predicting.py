@@ -140,7 +140,8 @@ def test_networks_of_the_store_are_asked_by_their_names(tmp_path: Path) -> None:
     """A study's baseline and champion, and the model that a run keeps, each against its module."""
     config, data = digits()
     machine = tiny.Machine(tmp_path / "home", MemoryTracker())
-    outcome, _ = machine.conduct(tiny.study(trials=2, base=config, controls=[]))
+    outcome, _ = machine.conduct(tiny.study(trials=2, base=config, controls=[],
+                                           budget={"flops": 0.9}))
     shelf = Shelf(machine.home, lambda: machine.tracker, lambda _: config, machine.place)
     pictures, champion = pictures_of_digits(tmp_path, data, 3), outcome.champion
     assert champion is not None
