@@ -2,7 +2,8 @@
 
 `python -m benchmarks.sharing` walks the list as one study with one agent, as another with three,
 and every setting alone, without a store and with a baseline of its own. Epochs are counted, not
-timed, and every setting's weights are compared to the bit.
+timed, and every setting's weights are compared to the bit. `--draws 1000` tells what other lists
+would have shared: all settings of the ladders are walked once, and lists drawn from them counted.
 """
 
 import argparse
@@ -13,10 +14,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy
 import torch
 
 from benchmarks import machine
@@ -33,8 +36,10 @@ LADDERS: dict[str, list[Any]] = {
     "prune.filters_per_step": [24, 36, 48, 72], "retrain.epochs": [1, 2, 3],
     "prune.floors.layer_min": [0.05, 0.1, 0.2, 0.3],
     "prune.percentage": [20, 30, 40, 50, 60, 70, 80]}
-# Ladders, about 800 filters and twelve epochs of baseline: as the goals were once measured with.
-SMALL = {"model.width": 0.1875, "baseline.epochs": 12, "finetune.epochs": 0}
+# Ladders, network and twelve epochs of baseline: what the goals were once measured with.
+SMALL = {"model.name": "benchmarks.sharing_network:net", "model.width": 1.0, "data.size": 8,
+         "baseline.epochs": 12, "finetune.epochs": 0}
+Walk = Mapping[str, int]  # stage key -> epochs
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,33 @@ def alone(base: RunConfig, given: dict[str, Any]) -> tuple[str, int]:
     return checksum(trial.final), sum(len(stage.epochs) for stage in trial.stages)
 
 
+def space(base: RunConfig, folder: Path) -> list[Walk]:
+    """Every setting of the ladders, walked with one store."""
+    store, found = stages(folder), []
+    for values in product(*LADDERS.values()):
+        config = apply(base, dict(zip(LADDERS, values, strict=True)))
+        steps = Experiment(config, store).trial(config).steps[1:]
+        found.append({step.stage.key: len(step.stage.epochs) for step in steps})
+    return found
+
+
+def saved(walks: Sequence[Walk], baseline: int = 0) -> float:
+    """How many times fewer epochs together than each apart, a baseline of so many included."""
+    apart = sum(baseline + sum(walk.values()) for walk in walks)
+    return apart / (baseline + sum({key: n for walk in walks for key, n in walk.items()}.values()))
+
+
+def spread(walks: Sequence[Walk], size: int, draws: int, baseline: int = 0) -> list[float]:
+    """What lists of this size would have saved: their 5th, 50th and 95th percentiles."""
+    every = [saved(Random(n).sample(walks, size), baseline) for n in range(draws)]
+    return [float(found) for found in numpy.percentile(every, (5, 50, 95))]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--agents", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--draws", type=int, default=0, help="lists to count besides")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -126,6 +154,13 @@ def main(argv: Sequence[str] | None = None) -> None:
               f"({naive / walk.epochs:.2f}x; {walk.saved_with_baselines:.2f}x with a baseline "
               f"each); {walk.made_again} stages made twice; weights equal to those of the setting "
               f"alone in {equal} of {len(listed)}", flush=True)
+    if asked.draws:
+        with tempfile.TemporaryDirectory() as folder:
+            every = space(study.base, Path(folder))
+        for words, baseline in (("", 0), (", with a baseline each", study.base.baseline.epochs)):
+            low, middle, high = spread(every, asked.trials, asked.draws, baseline)
+            print(f"{asked.draws} lists of {asked.trials} of {len(every)} settings{words}: median "
+                  f"{middle:.2f}x, nine of ten between {low:.2f}x and {high:.2f}x")
     print(machine.line(machine.facts()))
     if asked.out:
         asked.out.write_text(json.dumps({"walks": [vars(w) for w in walks], "naive": naive}))
