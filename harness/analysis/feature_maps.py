@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from harness.analysis.gradcam import layer_of_maps
 from harness.analysis.ink import RED, Picture, photo
+from harness.analysis.map_layers import Layer, layer_of_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,11 +20,11 @@ MAP = "inferno"
 PER_ROW = 16
 
 
-def activations(model: nn.Module, layer: str, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def activations(model: nn.Module, layer: Layer, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """(mean over the layer's filters, deviation between them) at each place: (N, h, w) both."""
     found: list[Tensor] = []
-    hook = model.get_submodule(layer).register_forward_hook(
-        lambda module, given, out: found.append(out.detach().float().cpu().clone()))
+    hook = model.get_submodule(layer.name).register_forward_hook(
+        lambda module, given, out: found.append(layer.maps(out.detach()).float().cpu().clone()))
     try:
         with torch.no_grad():
             model(pictures)
@@ -40,8 +40,7 @@ def feature_maps(models: Mapping[str, nn.Module], pictures: Tensor, targets: Ten
     pixels have classes."""
     of_pixels = targets.dim() > 1
     layers = {name: layer_of_maps(model, pictures) for name, model in models.items()}
-    maps = {name: activations(model, layers[name].name, pictures)
-            for name, model in models.items()}
+    maps = {name: activations(model, layers[name], pictures) for name, model in models.items()}
     masks = {}
     if of_pixels:
         with torch.no_grad():

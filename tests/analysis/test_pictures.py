@@ -22,6 +22,7 @@ from harness.analysis.layer_pictures import (
     l1_norms,
     removed_bars,
 )
+from harness.analysis.map_layers import Layer
 from harness.engine.lineage import Difference
 
 BASELINE = Spot(0, 0.9, 2_000_000, 1.0, 100, 0.9, 2.0, 10**9)
@@ -138,7 +139,7 @@ def test_activation_and_deviation_maps_are_mean_and_spread_of_the_filters() -> N
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(),
                               torch.nn.Linear(147, 2)).eval()
     given = torch.randn(2, 1, 9, 9)
-    mean, deviation = activations(net, "1", given)
+    mean, deviation = activations(net, Layer("1", (7, 7)), given)
     with torch.no_grad():
         out = net[1](net[0](given)).numpy()
     torch.testing.assert_close(mean, torch.from_numpy(out.mean(1)))
