@@ -80,6 +80,10 @@ def feature_maps(models: Mapping[str, nn.Module], pictures: Tensor, targets: Ten
                    ["picture", "network", "layer", "mean_activation", "mean_deviation"], rows)
 
 
+def _filters(count: int) -> str:
+    return f"{count} filter{'s' if count > 1 else ''}"
+
+
 def first_filters(before: Tensor, after: Tensor, kept: Sequence[int], layer: str, *,
                   names: tuple[str, str]) -> Picture:
     """The filters of a layer that reads pictures, whole (F, C, k, l) and after; removed ones are
@@ -107,7 +111,7 @@ def first_filters(before: Tensor, after: Tensor, kept: Sequence[int], layer: str
                               color=RED, lw=1)
             image = axes.imshow(sheet.numpy(), cmap="PuOr", vmin=-large, vmax=large)
             axes.set_axis_off()
-            axes.set_title(f"{layer} of {name}: {len(place)} filters")
+            axes.set_title(f"{layer} of {name}: {_filters(len(place))}")
         figure.colorbar(image, ax=list(panels), shrink=0.7, label="weight")
 
     stay = {n: p for p, n in enumerate(kept)}
