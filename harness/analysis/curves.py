@@ -113,6 +113,7 @@ def accuracy_flops(curves: Sequence[Curve], baseline: Spot, budget: float | None
         axes = figure.add_subplot()
         size, unit = unit_of(baseline.flops)
         axes.set_xscale("log")
+        axes.margins(x=0.08)  # what is drawn aside stays within
         _points(axes, curves, baseline, lambda s: s.flops / size, is_aside=True)
         plain_logarithmic(axes.xaxis)
         if budget is not None:
