@@ -571,9 +571,10 @@ def report(name: str, storage: str | None, home: str | None) -> None:
     """
     from harness.console import Console
     from harness.sweep.report import report_study
+    from harness.tracking import MlflowTracker
 
     console, place = Console(), _place(home, storage, None)
-    path, told = report_study(name, place, lambda study: _tracker(study, place.home))
+    path, told = report_study(name, place, lambda run_id: MlflowTracker.of_run(None, run_id))
     for note in told:
         console.warn(note)
     click.echo(path)

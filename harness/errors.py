@@ -112,6 +112,10 @@ class Mistakes:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Sentence for a name that is in no table: what it was, the nearest names, all known names."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    nearest = f" Nearest: {', '.join(near)}." if near else ""
-    return f"unknown {kind} '{name}'.{nearest} Known: {', '.join(names) or 'none'}."
+    return f"unknown {kind} '{name}'.{nearest(name, names)} Known: {', '.join(names) or 'none'}."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Sentence with the names that are most like it, a space before; '' if none is like it."""
+    near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Nearest: {', '.join(near)}." if near else ""

@@ -36,7 +36,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from harness.errors import HarnessError, TrackingError
+from harness.errors import HarnessError, TrackingError, nearest
 from harness.foreign import load_pt2
 
 if TYPE_CHECKING:
@@ -245,6 +245,22 @@ class MlflowTracker:
                 _check_experiment(found, where)
                 experiment_id = found.experiment_id
         return cls(where, experiment, experiment_id, client)
+
+    @classmethod
+    def of_run(cls, uri: str | None, run_id: str) -> MlflowTracker | None:
+        """The tracker of the experiment that a run is in, or None where the store has no such run.
+
+        Nothing is made, neither store nor experiment.
+        """
+        where = resolve_uri(uri)
+        if not _is_there(where):
+            return None
+        with _first_contact(where) as client:
+            run = _run_of(client, run_id)
+            if run is None:
+                return None
+            experiment = client.get_experiment(run.info.experiment_id)
+        return cls(where, experiment.name, experiment.experiment_id, client)
 
     @property
     def server(self) -> str | None:
@@ -579,16 +595,9 @@ class MlflowTracker:
             self.client.set_terminated(run_id, status)
 
     def status(self, run_id: str) -> str:
-        from mlflow.exceptions import MlflowException
-
         with _told("read a run"):
-            try:
-                info = self.client.get_run(run_id).info
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return MISSING
-                raise
-        return MISSING if info.lifecycle_stage == "deleted" else str(info.status)
+            run = _run_of(self.client, run_id)
+        return MISSING if run is None else str(run.info.status)
 
 
 @dataclass
@@ -827,9 +836,13 @@ class Written:
 def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
     """The runs of these ids (or their beginnings), or STUDY/NAME as in `vgg16_budget/trial 3`.
 
-    A study's name stands for its latest. Raises TrackingError with all that are none, or several.
+    A study's name stands for its latest. Nothing is made, the store neither. Raises TrackingError
+    with all that are none, and the nearest names, or several.
     """
     where = resolve_uri(uri)
+    if not _is_there(where):
+        raise TrackingError(f"there is no store {_shown(where)}. Go to the folder in which the "
+                            "runs were made, or set MLFLOW_TRACKING_URI.")
     with _first_contact(where) as client:
         experiments = [found.experiment_id for found in client.search_experiments()]
         runs: list[Run] = []
@@ -842,10 +855,13 @@ def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
                      run.data.tags.get("study", ""), str(run.info.status), run.data.params,
                      run.data.metrics) for run in runs]  # the latest first
     found = {text: _named(text, every) for text in wanted}
-    wrong = [f"{text!r} is {'no run' if not fit else f'the beginning of {len(fit)} runs'} of "
-             f"{_shown(where)}" for text, fit in found.items() if len(fit) != 1]
+    wrong = [f"{text!r} is {f'the beginning of {len(fit)} runs' if fit else 'no run'}."
+             f"{'' if fit else nearest(text, _names_of(every))}"
+             for text, fit in found.items() if len(fit) != 1]
     if wrong:
-        raise TrackingError("; ".join(wrong) + ". Name runs by their id, or as 'STUDY/trial 3'.")
+        raise TrackingError("\n".join([*wrong, "Name runs by their id, or as 'STUDY/trial 3'. "
+                                       f"(looked in {_shown(where)}; another: "
+                                       "MLFLOW_TRACKING_URI)"]))
     return [fit[0] for fit in found.values()]
 
 
@@ -855,6 +871,12 @@ def _named(text: str, every: Sequence[Written]) -> list[Written]:
         return [run for run in every if _is_called(run, name)
                 and study in (run.study, run.study.rpartition("-")[0])][:1]
     return [run for run in every if text and run.run_id.startswith(text)]
+
+
+def _names_of(every: Sequence[Written]) -> list[str]:
+    """As `_named` reads them: by the study's whole name, and by the name of its family."""
+    return list(dict.fromkeys(f"{study}/{run.name}" for run in every if run.study
+                              for study in (run.study.rpartition("-")[0], run.study) if study))
 
 
 def _is_called(run: Written, name: str) -> bool:
@@ -1178,6 +1200,25 @@ def _check_database(uri: str) -> None:
         engine.connect().close()
     finally:
         engine.dispose()
+
+
+def _is_there(uri: str) -> bool:
+    """False for a file that nobody has made yet: a client would make it."""
+    path = _sqlite_path(uri)
+    return path is None or path.exists()
+
+
+def _run_of(client: MlflowClient, run_id: str) -> Run | None:
+    """None for a run that was deleted, or never was."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return None if run.info.lifecycle_stage == "deleted" else run
 
 
 def _sqlite_path(uri: str) -> Path | None:

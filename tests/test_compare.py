@@ -39,5 +39,19 @@ def test_runs_are_found_by_id_by_its_beginning_and_by_study_and_name(tmp_path: P
     assert [each.run_id for each in found] == [old, new, new, old]  # of a family the latest
     assert found[1].metrics == {"final_val_accuracy": 0.75}
     assert found[0].params["lr"] == "1"
-    with pytest.raises(TrackingError, match=r"'nine' is no run .*'vgg/trial 4' is no run"):
-        written(uri, ["nine", "vgg/trial 4", old])
+    with pytest.raises(TrackingError) as caught:
+        written(uri, ["nine", "vgg/trial 4", old, "trial 3"])
+    assert str(caught.value).splitlines() == [
+        "'nine' is no run.",
+        "'vgg/trial 4' is no run. Nearest: vgg/trial 3, vgg-2/trial 3, vgg-1/trial 3.",
+        "'trial 3' is no run. Nearest: vgg/trial 3, vgg-2/trial 3, vgg-1/trial 3.",
+        f"Name runs by their id, or as 'STUDY/trial 3'. (looked in {uri}; another: "
+        "MLFLOW_TRACKING_URI)"]
+
+
+@pytest.mark.rows("R130")
+def test_to_look_for_runs_makes_no_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    with pytest.raises(TrackingError, match=r"there is no store .*m\.db.*MLFLOW_TRACKING_URI"):
+        written(uri, ["vgg/trial 3"])
+    assert not list(tmp_path.iterdir())

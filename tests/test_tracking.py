@@ -282,6 +282,25 @@ class TestRunsInMlflow:
         with pytest.raises(TrackingError, match=r"could not open the run trial 1.*deleted"):
             opened(mlflow_tracker, run_id=run_id)
 
+    def test_a_run_is_found_with_its_experiment_and_nothing_is_made_to_look_for_it(
+        self, uri: str, tmp_path: Path
+    ) -> None:
+        assert MlflowTracker.of_run(f"sqlite:///{tmp_path}/nobodys.db", "0" * 32) is None
+        assert not (tmp_path / "nobodys.db").exists()
+        MlflowTracker.open(uri, "another", tmp_path)
+        mine = MlflowTracker.open(uri, "mine", tmp_path)
+        run_id = opened(mine)
+        names = [each.name for each in mine.client.search_experiments()]
+        found = MlflowTracker.of_run(uri, run_id)
+        assert found is not None
+        assert (found.experiment, found.experiment_id) == ("mine", mine.experiment_id)
+        found.log_text(run_id, "page", "report.html")
+        assert "report.html" in [file.path for file in mine.client.list_artifacts(run_id)]
+        assert MlflowTracker.of_run(uri, "0" * 32) is None
+        mine.client.delete_run(run_id)
+        assert MlflowTracker.of_run(uri, run_id) is None
+        assert [each.name for each in mine.client.search_experiments()] == names
+
     @pytest.mark.rows("R119")
     def test_a_child_stands_under_its_parent(self, mlflow_tracker: MlflowTracker) -> None:
         parent = opened(mlflow_tracker, "study")

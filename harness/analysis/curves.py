@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SIZE = (7.4, 3.9)
 VALIDATION = "accuracy on validation"
+ASIDE = 0.05  # inches between controls of the same FLOPs
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,15 @@ def accuracy_flops(curves: Sequence[Curve], baseline: Spot, budget: float | None
         axes = figure.add_subplot()
         size, unit = unit_of(baseline.flops)
         axes.set_xscale("log")
+        axes.margins(x=0.08)  # what is drawn aside stays within
+        _points(axes, curves, baseline, lambda s: s.flops / size, is_aside=True)
         plain_logarithmic(axes.xaxis)
-        _points(axes, curves, baseline, lambda s: s.flops / size)
         if budget is not None:
             axes.axvline(budget * baseline.flops / size, color=BLACK, lw=0.8, ls=":",
-                         label=f"budget: {budget:.3g} of these FLOPs")
+                         label=f"budget: {budget:.3g} of the baseline's")
         percent_axis(axes.yaxis)
-        axes.set_xlabel(f"FLOPs per picture ({unit}, 2 x MACs; logarithmic)")
+        aside = "; controls are drawn aside" if len(_looks(curves)) > 1 else ""
+        axes.set_xlabel(f"FLOPs per picture ({unit}, 2 x MACs; logarithmic{aside})")
         axes.set_ylabel(VALIDATION)
         legend(axes, figure)
 
@@ -155,7 +158,7 @@ def accuracy_latency(curves: Sequence[Curve], baseline: Spot) -> Picture:
         _points(axes, curves, baseline, lambda s: s.latency_ms)
         percent_axis(axes.yaxis)
         axes.set_xlim(0, 1.08 * axes.dataLim.x1)
-        axes.set_xlabel("latency of one picture (ms, measured where the network was made)")
+        axes.set_xlabel("latency of one picture (ms, measured)")
         axes.set_ylabel(VALIDATION)
         legend(axes, figure)
 
@@ -175,7 +178,12 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
         axes = figure.add_subplot()
         known = [(x, y) for x, y in zip(paid, answers) if y is not None]
         if known:
-            axes.step(*zip(*known), where="post", color=BLUE, lw=1.8, label=f"{what} so far")
+            axes.step(*zip(*known), where="post", color=BLUE, lw=1.8, marker="o", ms=4,
+                      label="best answer so far")
+        else:
+            axes.text(0.5, 0.5, "no trial has an answer yet", transform=axes.transAxes,
+                      ha="center", va="center")
+            axes.set_ylim(0, 1)
         for held, marker, colour, label in ((True, "o", GREEN, "kept the accuracy"),
                                             (False, "x", RED, "did not")):
             tried = [(x, y) for x, y, h in zip(paid, asked, holds) if h is held]
@@ -248,24 +256,35 @@ def _lines(axes: "Axes", curves: Sequence[Curve], value: Value) -> None:
                   label="after the final fine-tune")
 
 
-def _points(axes: "Axes", curves: Sequence[Curve], baseline: Spot, value: Value) -> None:
-    """The networks at the ends: trials one by one, controls and replicates by mean and spread."""
+def _points(axes: "Axes", curves: Sequence[Curve], baseline: Spot, value: Value, *,
+            is_aside: bool = False) -> None:
+    """The networks at the ends: trials one by one, controls and replicates by mean and spread.
+
+    is_aside: controls have the champion's value: they are drawn a little to its left and right.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
     looks = _looks(curves)
     trials = [(v, s.accuracy) for c in curves if c.role == "trial" for s in c.spots
               if s.is_final and (v := value(s)) is not None]
     if trials:
         axes.plot(*zip(*trials), ls="", marker="o", color=SKY, mec=BLUE, mew=0.6, ms=5,
                   label="trials, fine-tuned")
-    for kind, (colour, marker) in looks.items():
+    for place, (kind, (colour, marker)) in enumerate(looks.items()):
         ends = [c.last for c in curves if c.role == "control" and c.kind == kind]
         found = [(v, s.accuracy) for s in ends if (v := value(s)) is not None]
         if found:
             middle = mean(accuracy for _, accuracy in found)
             error = spread([accuracy for _, accuracy in found])
             label = kind if isnan(error) else f"{kind}, mean ± s.d. of {len(found)}"
-            axes.errorbar([mean(v for v, _ in found)], [middle], ls="", marker=marker, ms=6,
-                          color=colour, capsize=3, label=label,
-                          yerr=None if isnan(error) else [error])
+            bar = axes.errorbar([mean(v for v, _ in found)], [middle], ls="", marker=marker, ms=6,
+                                color=colour, capsize=3, label=label,
+                                yerr=None if isnan(error) else [error])
+            if is_aside and len(looks) > 1:
+                inches = ASIDE * (place // 2 + 1) * (-1 if place % 2 == 0 else 1)
+                aside = ScaledTranslation(inches, 0, axes.figure.dpi_scale_trans)
+                for part in (bar.lines[0], *bar.lines[1], *bar.lines[2]):
+                    part.set_transform(axes.transData + aside)
     for curve in curves:
         x = value(curve.last)
         if curve.role == "champion" and x is not None:

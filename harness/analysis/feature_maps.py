@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from harness.analysis.gradcam import layer_of_maps
 from harness.analysis.ink import RED, Picture, photo
+from harness.analysis.map_layers import Layer, layer_of_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,11 +20,11 @@ MAP = "inferno"
 PER_ROW = 16
 
 
-def activations(model: nn.Module, layer: str, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def activations(model: nn.Module, layer: Layer, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """(mean over the layer's filters, deviation between them) at each place: (N, h, w) both."""
     found: list[Tensor] = []
-    hook = model.get_submodule(layer).register_forward_hook(
-        lambda module, given, out: found.append(out.detach().float().cpu().clone()))
+    hook = model.get_submodule(layer.name).register_forward_hook(
+        lambda module, given, out: found.append(layer.maps(out.detach()).float().cpu().clone()))
     try:
         with torch.no_grad():
             model(pictures)
@@ -40,8 +40,7 @@ def feature_maps(models: Mapping[str, nn.Module], pictures: Tensor, targets: Ten
     pixels have classes."""
     of_pixels = targets.dim() > 1
     layers = {name: layer_of_maps(model, pictures) for name, model in models.items()}
-    maps = {name: activations(model, layers[name].name, pictures)
-            for name, model in models.items()}
+    maps = {name: activations(model, layers[name], pictures) for name, model in models.items()}
     masks = {}
     if of_pixels:
         with torch.no_grad():
@@ -81,6 +80,10 @@ def feature_maps(models: Mapping[str, nn.Module], pictures: Tensor, targets: Ten
                    ["picture", "network", "layer", "mean_activation", "mean_deviation"], rows)
 
 
+def _filters(count: int) -> str:
+    return f"{count} filter{'s' if count > 1 else ''}"
+
+
 def first_filters(before: Tensor, after: Tensor, kept: Sequence[int], layer: str, *,
                   names: tuple[str, str]) -> Picture:
     """The filters of a layer that reads pictures, whole (F, C, k, l) and after; removed ones are
@@ -108,7 +111,7 @@ def first_filters(before: Tensor, after: Tensor, kept: Sequence[int], layer: str
                               color=RED, lw=1)
             image = axes.imshow(sheet.numpy(), cmap="PuOr", vmin=-large, vmax=large)
             axes.set_axis_off()
-            axes.set_title(f"{layer} of {name}: {len(place)} filters")
+            axes.set_title(f"{layer} of {name}: {_filters(len(place))}")
         figure.colorbar(image, ax=list(panels), shrink=0.7, label="weight")
 
     stay = {n: p for p, n in enumerate(kept)}

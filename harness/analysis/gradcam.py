@@ -5,7 +5,6 @@ summed over channels, negatives cut off. Computed by captum.
 Shapes: N pictures, K classes, maps of h x w.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,24 +13,10 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
+from harness.analysis.map_layers import Layer, layer_of_maps, tapped
 from harness.analysis.paired import spread
 from harness.engine.oracle import spearman
 from harness.errors import GraphError, HarnessError
-
-LEAST_SIDE = 7  # a coarser map says little; VGG's usual last layer has 2 x 2 on 32 x 32 pictures
-_MAPPING = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.ReLU,
-            nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Where a network's maps are read: the name of a module, and the (h, w) that it puts out."""
-
-    name: str
-    size: tuple[int, int]
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.size[0]}x{self.size[1]}"
 
 
 @dataclass(frozen=True)
@@ -90,79 +75,6 @@ class Similarity:
     agreeing: float
 
 
-def layer_of_maps(model: nn.Module, pictures: Tensor) -> Layer:
-    """The last layer whose map has at least 7 x 7 places; where none has, the last of the largest.
-
-    Looked at are convolutions, norms and activations, and modules that end in an operation of
-    their own, such as a residual sum; not what is inside these, if it can be helped: a branch is
-    not all that the network sees. Each only if a forward runs it once. Poolings are not looked at:
-    averaging to 7 x 7 makes no map finer. The model is in eval mode. Raises GraphError if it has
-    no such layer.
-    """
-    every, blocks = _layers(model, pictures[:1])
-    if not every:
-        raise GraphError("no layer of it puts out maps (N, C, h, w), run once by a forward: there "
-                         "is nothing that Grad-CAM could show.")
-    whole = [layer for layer in every if not any(layer.name.startswith(f"{b}.") for b in blocks)]
-    for layers in (whole, every):
-        if fine := [layer for layer in layers if min(layer.size) >= LEAST_SIDE]:
-            return fine[-1]
-    largest = max(min(layer.size) for layer in whole)
-    return [layer for layer in whole if min(layer.size) == largest][-1]
-
-
-def _layers(model: nn.Module, picture: Tensor) -> tuple[list[Layer], list[str]]:
-    """(all in the order in which they end, names of those that end in an operation of their own).
-    """
-    ended: list[tuple[str, nn.Module, Tensor, int]] = []
-    runs: Counter[str] = Counter()
-    puts_last: set[int] = set()  # tensors whose channels are their last dimension
-
-    def noted(name: str, module: nn.Module, given: tuple[object, ...], out: object) -> None:
-        runs[name] += 1
-        if isinstance(out, Tensor) and out.dim() == 4:
-            if isinstance(module, nn.Linear) or _puts_last(module) or (
-                    isinstance(module, _MAPPING) and any(id(g) in puts_last for g in given)):
-                puts_last.add(id(out))
-            ended.append((name, module, out, out._version))  # changed in place it is another
-
-    hooks = [module.register_forward_hook(
-        lambda own, given, out, name=name: noted(name, own, given, out))
-        for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            scores = model(picture)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if isinstance(scores, Tensor) and any(out is not scores for _, _, out, _ in ended):
-        ended = [each for each in ended if each[2] is not scores]  # the scores show themselves
-    told = {(id(out), version) for name, module, out, version in ended
-            if _is_leaf(module) and not (isinstance(module, _MAPPING) and runs[name] > 1)}
-    layers, blocks = [], []
-    for name, module, out, version in ended:
-        if runs[name] > 1 or id(out) in puts_last or not (
-                isinstance(module, _MAPPING) if _is_leaf(module) else
-                (id(out), version) not in told):
-            continue
-        told.add((id(out), version))
-        layers.append(Layer(name, (int(out.shape[2]), int(out.shape[3]))))
-        if not _is_leaf(module):
-            blocks.append(name)
-    return layers, blocks
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return not any(module.children())
-
-
-def _puts_last(module: nn.Module) -> bool:
-    """Whether channels are its last dimension, as in the blocks of Swin: no convolution, but a
-    norm over the last dimension."""
-    kinds = {type(part) for part in module.modules()}
-    return nn.LayerNorm in kinds and not any(issubclass(k, nn.modules.conv._ConvNd) for k in kinds)
-
-
 def look(network: str, model: nn.Module, inputs: Tensor, targets: Tensor, *,
          target: int | None = None, batch_size: int = 64) -> View | Unseen:
     """Maps of the class that the network itself predicts, or of class `target`.
@@ -178,8 +90,10 @@ def look(network: str, model: nn.Module, inputs: Tensor, targets: Tensor, *,
         model.eval()
         layer = layer_of_maps(model, inputs)
         parts = [_look(model, layer, part, target) for part in inputs.split(batch_size)]
-    except (HarnessError, RuntimeError, IndexError, TypeError, AssertionError) as error:
-        return Unseen(network, f"{error}")  # torch and captum each raise their own
+    except HarnessError as error:
+        return Unseen(network, str(error))
+    except Exception as error:  # a user's own forward may raise anything
+        return Unseen(network, f"it fails on these pictures: {type(error).__name__}: {error}")
     finally:
         model.train(was_training)
     maps, classes, predicted = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
@@ -200,6 +114,8 @@ def _look(model: nn.Module, layer: Layer, inputs: Tensor, target: int | None,
 
     with torch.no_grad():
         scores = model(inputs)
+    if not isinstance(scores, Tensor):
+        raise GraphError(f"it puts out a {type(scores).__name__}, no scores of classes.")
     if scores.dim() not in (2, 4) or len(scores) != len(inputs):
         raise GraphError(f"its outputs {tuple(scores.shape)} are no scores of classes.")
     if target is not None and not 0 <= target < scores.shape[1]:
@@ -218,9 +134,9 @@ def _look(model: nn.Module, layer: Layer, inputs: Tensor, target: int | None,
         out = (out * where[:, None]).sum(dim=(2, 3))
         return out
 
-    cam = LayerGradCam(of_pictures, model.get_submodule(layer.name))
-    with torch.enable_grad():
-        maps = cam.attribute(inputs, target=classes, relu_attributions=True)
+    with torch.enable_grad(), tapped(model, layer) as tap:
+        maps = LayerGradCam(of_pictures, tap).attribute(inputs, target=classes,
+                                                        relu_attributions=True)
     found: Tensor = maps.detach()[:, 0].float()
     return found, classes, predicted
 

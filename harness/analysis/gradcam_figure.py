@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from harness.analysis.gradcam import Alike, Similarity, Unseen, View, most_pixels, resized
-from harness.analysis.ink import BLACK, GREEN, RED, WHITE, Picture, photo
+from harness.analysis.ink import BLACK, GREEN, RED, WHITE, Picture, photo, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,4 +132,4 @@ def _sentence(pair: Similarity) -> str:
 
 
 def _label(labels: Sequence[str], number: int) -> str:
-    return textwrap.shorten(labels[number], 16, placeholder="…") if number >= 0 else "nothing"
+    return short_label(labels[number], 16) if number >= 0 else "nothing"

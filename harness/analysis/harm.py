@@ -4,7 +4,6 @@ A mean accuracy that stays can hide a class that is lost (Hooker et al. 2019).
 Shapes: N pictures, K classes; targets (N,), or (N, H, W) where pixels have classes.
 """
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
@@ -23,6 +22,7 @@ from harness.analysis.ink import (
     legend,
     percent_axis,
     photo,
+    short_label,
 )
 from harness.evaluate import ious
 
@@ -114,7 +114,7 @@ def by_class(before: Judgement, after: Judgement, labels: Sequence[str], *,
         axes.scatter([new[n] for n in shown], range(len(shown)), s=34, color=BLUE, marker="D",
                      edgecolor=BLACK, lw=0.6, zorder=3, label=names[1])
         axes.set_yticks(range(len(shown)), [
-            f"{textwrap.shorten(labels[n], 22, placeholder='…')} "
+            f"{short_label(labels[n], 22)} "
             f"({int(before.confusion[n].sum()):,})" for n in shown])
         axes.invert_yaxis()
         least = min([*(old[n] for n in shown), *(new[n] for n in shown)], default=0.0)
@@ -144,7 +144,7 @@ def calibration(before: Judgement, after: Judgement, *, names: tuple[str, str]) 
             count, confidence, hits = judged.bins.numpy()
             there = count > 0
             left.plot(confidence[there] / count[there], hits[there] / count[there], color=colour,
-                      marker=marker, mec=BLACK, mew=0.5, ms=5, lw=1.4,
+                      marker=marker, mec=BLACK, mew=0.5, ms=5, lw=1.4, clip_on=False,
                       label=f"{name}: ECE {judged.calibration_error:.1%}")
             edges = [(n + 0.5 + (place - 0.5) * 0.44) / BINS for n in range(BINS)]
             right.bar(edges, count / count.sum(), width=0.42 / BINS, color=colour, label=name)
@@ -174,10 +174,11 @@ def changed_most(inputs: Tensor, targets: Tensor, before: Judgement, after: Judg
     change = after.trust - before.trust
     order = change.argsort(stable=True).tolist()
     of_pixels = targets.dim() > 1
+    # What stands under a picture must not run into its neighbour's.
+    columns = 6 if of_pixels or max(map(len, labels), default=0) <= 4 else 4
 
     def draw(figure: "Figure") -> None:
         shown = order[:SHOWN]
-        columns = 6
         figure.set_layout_engine("none")  # places are known, and working them out is slow
         lines = -(-len(shown) // columns)
         low = 0.85 / (1.75 * lines + 0.5)
@@ -188,10 +189,10 @@ def changed_most(inputs: Tensor, targets: Tensor, before: Judgement, after: Judg
             axes.set_axis_off()
         for axes, n in zip(grid.flat, shown):
             photo(axes, inputs[n].cpu())
-            truth = "" if of_pixels else f", true: {labels[int(targets[n])]}"
-            axes.set_title(f"no. {n}{truth}", fontsize=8)
+            truth = "" if of_pixels else f", true: {short_label(labels[int(targets[n])], 10)}"
+            axes.set_title(f"no. {n}{truth}", fontsize=7.5)
             for line, judged in enumerate((before, after)):
-                said = "" if of_pixels else f" {labels[int(judged.predicted[n])]}"
+                said = "" if of_pixels else f" {short_label(labels[int(judged.predicted[n])], 10)}"
                 is_right = of_pixels or int(judged.predicted[n]) == int(targets[n])
                 mark = "" if of_pixels else "✓" if is_right else "✗"
                 axes.text(0.5, -0.04 - 0.15 * line, f"{'before' if not line else 'after'}: "
@@ -202,7 +203,7 @@ def changed_most(inputs: Tensor, targets: Tensor, before: Judgement, after: Judg
         figure.supxlabel("validation pictures whose true class lost most (or gained least); in "
                          f"brackets the {what}\nbefore: {names[0]}; after: {names[1]}", fontsize=8)
 
-    height = 1.75 * -(-min(SHOWN, len(order)) // 6) + 0.5
+    height = 1.75 * -(-min(SHOWN, len(order)) // columns) + 0.5
     rows = [[n, None if of_pixels else labels[int(targets[n])],
              labels[int(before.predicted[n])], labels[int(after.predicted[n])],
              float(before.trust[n]), float(after.trust[n]), float(change[n])] for n in order]

@@ -103,8 +103,8 @@ def legend(axes: "Axes", beside: "Figure | None" = None) -> None:
 
 def unit_of(largest: float) -> tuple[float, str]:
     """(how many make one, name) of the unit in which a number is read best."""
-    return next(((size, name) for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-                 if largest >= size), (1.0, ""))
+    units = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+    return next(((size, name) for size, name in units if largest >= size), (1.0, ""))
 
 
 def brief(number: float) -> str:
@@ -115,16 +115,43 @@ def brief(number: float) -> str:
 
 def brief_axis(axis: Any) -> None:
     """Large numbers as people read them, without a power of ten at the end of the axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5))
     axis.set_major_formatter(lambda value, place: brief(value))
 
 
 def plain_logarithmic(axis: Any) -> None:
-    """0.1, 0.2, 0.5, 1, 2, 5, ... on a logarithmic axis."""
+    """0.1, 0.2, 0.5, 1, 2, 5, ... on a logarithmic axis that is drawn on; of a long one the tens.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    low, high = axis.get_view_interval()
+    is_long = high > 300 * low
+    axis.set_major_locator(LogLocator(subs=(1.0,) if is_long else (1.0, 2.0, 5.0),
+                                      numticks=7 if is_long else 12))
     axis.set_major_formatter(lambda value, place: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def short_path(name: str, most: int = 34) -> str:
+    """A layer's name in no more letters, if that can be: its numbers stay, its words lose their
+    ends, the longest first. As a part of a picture; the CSV has the whole name."""
+    words = name.split(".")
+    while len(".".join(words)) > most:
+        longest = max(range(len(words)), key=lambda n: len(words[n].rstrip("…")))
+        word = words[longest].rstrip("…")
+        if len(word) <= 2:
+            break
+        words[longest] = f"{word[:-2]}…" if word == words[longest] else f"{word[:-1]}…"
+    return ".".join(words)
+
+
+def short_label(label: str, most: int) -> str:
+    """A class's name in no more letters: its middle is left out."""
+    if len(label) <= most:
+        return label
+    return f"{label[:most // 2]}…{label[len(label) - (most - most // 2 - 1):]}"
 
 
 def photo(axes: "Axes", picture: Tensor) -> None:

@@ -9,8 +9,10 @@ from torch import Tensor
 from harness.analysis.ink import (
     BLACK,
     BLUE,
+    GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     RED,
     Picture,
     brief,
@@ -18,9 +20,11 @@ from harness.analysis.ink import (
     legend,
     percent_axis,
     plain_logarithmic,
+    short_path,
 )
 from harness.engine.lineage import Difference
 
+_BARS = ((BLUE, ""), (ORANGE, "//"), (GREY, ".."), (RED, "xx"), (GREEN, "\\\\"), (PURPLE, "oo"))
 LEAST_NORM = 1e-8  # what a zeroed filter is drawn at, on a logarithmic axis
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ def removed_bars(before: Mapping[str, int], after: Mapping[str, int], of: str) -
         places = range(len(names))
         left.barh(places, [before[n] for n in names], color=GREY, height=0.75, label="before")
         left.barh(places, gone, color=RED, height=0.75, label="removed")
-        left.set_yticks(list(places), [name or "all" for name in names])
+        left.set_yticks(list(places), [short_path(name) or "all" for name in names])
         left.set_xlabel("parameters")
         left.set_ylabel(of)
         brief_axis(left.xaxis)
@@ -95,12 +99,12 @@ def kept_channels(widths: Mapping[str, int], gone: Sequence[Mapping[str, Sequenc
         axes.set_xlim(0, 1)
         axes.set_ylim(len(fate) - 0.5, -0.5)
         axes.set_yticks(range(len(fate)), [
-            f"{name} ({ends.count(last + 1)} of {len(ends)})" for name, ends in fate.items()])
+            f"{short_path(name)} ({ends.count(last + 1)} of {len(ends)})"
+            for name, ends in fate.items()])
         axes.set_xticks([])
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("original channels of each layer, the first on the left "
-                        "(in brackets: kept of all)")
+        axes.set_xlabel("original channels, the first on the left (in brackets: kept of all)")
         bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, aspect=30, pad=0.02,
                               ticks=_ticks(last))
         bar.ax.set_yticklabels([*(str(n) for n in _ticks(last)[:-1]), "kept"])
@@ -185,16 +189,17 @@ def channel_differences(found: Mapping[str, Difference], than: str) -> Picture:
         height = 0.8 / len(found)
         for place, (name, difference) in enumerate(found.items()):
             values = [value(difference, row) for row in rows]
+            colour, hatch = _BARS[place % len(_BARS)]
             axes.barh([n + (place + 0.5) * height - 0.4 for n in range(len(rows))], values,
-                      height=0.92 * height, color=(BLUE, ORANGE, GREY, RED)[place % 4],
-                      label=f"{name} (total {difference.total:.2f})",
-                      hatch=("", "//", "..", "xx")[place % 4], edgecolor="white", lw=0)
+                      height=0.92 * height, color=colour, hatch=hatch, edgecolor="white", lw=0,
+                      label=f"{name} (total {difference.total:.2f})")
         axes.axhline(0.5, color="black", lw=0.8)
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), [short_path(row) for row in rows])
         axes.set_xlim(0, 1)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("channel difference 1 - |A and B| / |A or B| of what is removed "
+        axes.set_xlabel("channel difference 1 - |A and B| / |A or B| of what is removed\n"
                         f"(0: the same as {than})")
         legend(axes)
 

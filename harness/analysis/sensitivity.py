@@ -268,34 +268,59 @@ def suggest(graph: Graph, found: Sensitivity, scores: Mapping[str, Tensor], flop
 
     Every layer may cost the same number of points by its own curve (read between the ratios along
     straight lines, made to rise); the smallest such number that is enough is taken (bisection).
-    Counts are exact, floors hold. Layers are taken as if they did not add up: retrain.
-    Raises ConfigError for a share outside (0, 1); TargetError if the curves do not lead so far.
+    Curves may be flat there, at 0 above all: then all layers go the same part of the way along, as
+    far as is needed. Counts are exact, floors hold. Layers are taken as if they did not add up:
+    retrain. Raises ConfigError for a share outside (0, 1); TargetError if the curves do not lead
+    so far.
     """
     check_flops(flops)
     curves = found.of("structured")
     whole = graph.cost().macs
 
-    def at(most: float) -> tuple[dict[str, float], int]:
-        ratios = {c.name: math.floor(1000 * _tolerated(found.ratios, found.drops(c), most)) / 1000
-                  for c in curves}
-        ratios = {name: ratio for name, ratio in ratios.items() if ratio > 0}
-        chosen = select_ratios(graph, scores, ratios, floors=floors, round_to=round_to)
-        return ratios, chosen.counts.macs
+    def costing(most: float) -> dict[str, float]:
+        return {c.name: _tolerated(found.ratios, found.drops(c), most) for c in curves}
 
-    drops = [d for c in curves for d in found.drops(c) if not math.isnan(d)]
-    low, high = 0.0, max([0.0, *drops])
-    ratios, macs = at(high)
-    if macs > flops * whole:
+    def left(ratios: Mapping[str, float]) -> int:
+        return select_ratios(graph, scores, _in_thousandths(ratios), floors=floors,
+                             round_to=round_to).counts.macs
+
+    def is_enough(ratios: Mapping[str, float]) -> bool:
+        return left(ratios) <= flops * whole
+
+    high = max([0.0, *(d for c in curves for d in found.drops(c) if not math.isnan(d))])
+    if not is_enough(costing(high)):
         raise TargetError(f"a share of {flops:g} of the FLOPs is further than the curves lead: at "
-                          f"ratio {max(found.ratios):g} of every layer {percent(macs / whole)} are "
-                          "left. Ask for more, measure larger ratios, or lower prune.floors.")
-    if at(low)[1] <= flops * whole:
-        high = low
+                          f"ratio {max(found.ratios):g} of every layer "
+                          f"{percent(left(costing(high)) / whole)} are left. Ask for more, measure "
+                          "larger ratios, or lower prune.floors.")
+    if is_enough(costing(0.0)):
+        drop, less = 0.0, dict.fromkeys(costing(0.0), 0.0)
+    else:
+        low, drop = _bisected(0.0, high, lambda most: is_enough(costing(most)))
+        less = costing(low)
+    more = costing(drop)
+
+    def between(part: float) -> dict[str, float]:
+        return {name: start + part * (more[name] - start) for name, start in less.items()}
+
+    _, part = _bisected(0.0, 1.0, lambda part: is_enough(between(part)))
+    ratios = _in_thousandths(between(part))
+    macs = left(ratios)
+    return Suggestion(ratios, drop, macs, macs / whole)
+
+
+def _in_thousandths(ratios: Mapping[str, float]) -> dict[str, float]:
+    """As they are written down: in thousandths, and of layers that lose something alone."""
+    short = {name: math.floor(1000 * ratio + 1e-9) / 1000 for name, ratio in ratios.items()}
+    return {name: ratio for name, ratio in short.items() if ratio > 0}
+
+
+def _bisected(low: float, high: float, is_enough: Callable[[float], bool]) -> tuple[float, float]:
+    """(not enough, enough), a thousandth apart, between two numbers that are so."""
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (low, middle) if at(middle)[1] <= flops * whole else (middle, high)
-    ratios, macs = at(high)
-    return Suggestion(ratios, high, macs, macs / whole)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return low, high
 
 
 def weights_digest(model: nn.Module) -> str:

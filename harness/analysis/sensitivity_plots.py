@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.analysis.ink import short_path
 from harness.analysis.sensitivity import Curve, Sensitivity
 
 if TYPE_CHECKING:
@@ -72,9 +73,6 @@ def heat_map(found: Sensitivity) -> "Figure":
 
 
 def _short(curve: Curve) -> str:
-    """The label, its middle left out if it is long."""
-    text = curve.label
-    if len(text) <= _LONGEST:
-        return text
-    half = (_LONGEST - 3) // 2
-    return f"{text[:half]}...{text[-half:]}"
+    """The label, the name in it shortened if it is long."""
+    more = curve.label.removeprefix(curve.name)
+    return short_path(curve.name, _LONGEST - len(more)) + more

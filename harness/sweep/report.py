@@ -38,10 +38,11 @@ def write(outcome: Outcome, ledger: Ledger | None, home: Path) -> Path:
     return folder / REPORT
 
 
-def report_study(name: str, place: Place, open_tracker: Callable[[str], Tracker],
+def report_study(name: str, place: Place, tracker_of: Callable[[str], Tracker | None],
                  ) -> tuple[Path, list[str]]:
     """Write the report of the study of this id, or of the latest one of this name.
 
+    tracker_of: run's id -> where that run is, or None; nothing is made to look for it.
     Returns (path, what could not be done, in sentences). Raises StudyError for a study that is not
     finished.
     """
@@ -55,8 +56,8 @@ def report_study(name: str, place: Place, open_tracker: Callable[[str], Tracker]
         path = write(outcome, ledger, place.home)
         run_id = str(ledger.get("run_id"))
     try:
-        tracker = open_tracker(outcome.study)
-        if tracker.status(run_id) == "MISSING":
+        tracker = tracker_of(run_id)
+        if tracker is None:
             return path, [f"MLflow does not have the run of {outcome.study_id}: the page was not "
                           "put there. Set MLFLOW_TRACKING_URI to the store of the study."]
         tracker.log_text(run_id, path.read_text(encoding="utf-8"), REPORT)

@@ -5,21 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-import torchvision
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from harness.analysis.gradcam import (
-    Layer,
-    Unseen,
-    View,
-    alike,
-    layer_of_maps,
-    look,
-    similarities,
-)
+from harness.analysis.gradcam import Unseen, View, alike, look, similarities
 from harness.analysis.gradcam_figure import comparison
-from harness.errors import GraphError
+from harness.analysis.map_layers import Layer
 
 
 class Small(nn.Module):
@@ -81,39 +72,33 @@ def test_a_map_is_the_sum_of_channels_weighted_by_their_mean_gradient(target: in
 
 
 @pytest.mark.rows("R127")
-@pytest.mark.parametrize(("name", "side", "layer", "size"), [
-    ("vgg11_bn", 32, "features.13", (8, 8)),  # the last would have 2 x 2
-    ("vgg11_bn", 224, "features.27", (14, 14)),
-    ("resnet18", 224, "layer4.1", (7, 7)),  # the sum, not what is inside the block
-    ("resnet18", 64, "layer2.1", (8, 8)),
-    ("squeezenet1_1", 224, "classifier.2", (13, 13)),
-])
-def test_the_layer_is_the_last_with_seven_by_seven(name: str, side: int, layer: str,
-                                                   size: tuple[int, int]) -> None:
-    net = getattr(torchvision.models, name)(weights=None).eval()
-    assert layer_of_maps(net, pictures(1, side, 3)) == Layer(layer, size)
-
-
-@pytest.mark.rows("R127")
-def test_where_no_map_is_fine_enough_it_is_the_last_of_the_largest() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Conv2d(2, 2, 2),
-                        nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(98, 3)).eval()
-    assert layer_of_maps(net, pictures(1)) == Layer("1", (4, 4)), "pooling makes no map finer"
-
-
-@pytest.mark.rows("R127")
-def test_a_network_without_maps_says_so() -> None:
-    with pytest.raises(GraphError, match="nothing that Grad-CAM could show"):
-        layer_of_maps(nn.Sequential(nn.Flatten(), nn.Linear(81, 3)), pictures(1))
-
-
-@pytest.mark.rows("R127")
 def test_a_network_of_other_pictures_is_unseen_with_the_reason() -> None:
     found = look("coloured", nn.Conv2d(3, 2, 3), pictures(2), torch.zeros(2, dtype=torch.long))
     assert isinstance(found, Unseen)
     assert "channels" in found.reason
     missing = look("small", seeded(Small), pictures(2), torch.zeros(2, dtype=torch.long), target=9)
     assert missing == Unseen("small", "there is no class 9 among its 4.")
+
+
+class Fails(nn.Module):
+    def forward(self, pictures: Tensor) -> Tensor:
+        raise KeyError("size")
+
+
+class Named(Small):
+    def forward(self, pictures: Tensor) -> Tensor:
+        return {"out": super().forward(pictures)}  # type: ignore[return-value]
+
+
+@pytest.mark.rows("R127")
+@pytest.mark.parametrize(("make", "reason"), [
+    (Fails, "it fails on these pictures: KeyError: 'size'"),
+    (Named, "it puts out a dict, no scores of classes."),
+])
+def test_whatever_a_network_raises_or_puts_out_is_the_reason_why_it_is_unseen(
+        make: type[nn.Module], reason: str) -> None:
+    found = look("odd", seeded(make), pictures(2), torch.zeros(2, dtype=torch.long))
+    assert found == Unseen("odd", reason)
 
 
 @pytest.mark.rows("R127")

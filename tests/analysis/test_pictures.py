@@ -1,5 +1,10 @@
 """The numbers beside the pictures are those of hand-made networks; the axes say what they show."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import matplotlib
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -15,13 +20,14 @@ from harness.analysis.curves import (
     search_cost,
 )
 from harness.analysis.feature_maps import activations, feature_maps, first_filters
-from harness.analysis.ink import Picture, brief
+from harness.analysis.ink import STYLE, Picture, brief, short_label, short_path
 from harness.analysis.layer_pictures import (
     channel_differences,
     kept_channels,
     l1_norms,
     removed_bars,
 )
+from harness.analysis.map_layers import Layer
 from harness.engine.lineage import Difference
 
 BASELINE = Spot(0, 0.9, 2_000_000, 1.0, 100, 0.9, 2.0, 10**9)
@@ -35,6 +41,16 @@ def curve(role: str, kind: str, *, dip: float = 0.0, name: str = "one") -> Curve
 
 CURVES = [curve("trial", "trials"), curve("champion", "champion"),
           *(curve("control", "control: random", dip=0.1 * n, name=f"random, {n}") for n in (1, 2))]
+
+
+@contextmanager
+def laid_out(picture: Picture) -> Iterator[Figure]:
+    """In its own size and letters, everything in its place."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=picture.size, layout="constrained")
+        picture.draw(figure)
+        figure.draw_without_rendering()
+        yield figure
 
 
 def drawn(picture: Picture) -> Figure:
@@ -138,7 +154,7 @@ def test_activation_and_deviation_maps_are_mean_and_spread_of_the_filters() -> N
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(),
                               torch.nn.Linear(147, 2)).eval()
     given = torch.randn(2, 1, 9, 9)
-    mean, deviation = activations(net, "1", given)
+    mean, deviation = activations(net, Layer("1", (7, 7)), given)
     with torch.no_grad():
         out = net[1](net[0](given)).numpy()
     torch.testing.assert_close(mean, torch.from_numpy(out.mean(1)))
@@ -173,3 +189,75 @@ def test_first_filters_keep_their_places() -> None:
 def test_numbers_are_brief() -> None:
     assert [brief(n) for n in (0, 999, 36_500, 2.5e6, 3e9)] == ["0", "999", "36.5 k", "2.5 M",
                                                               "3 G"]
+
+
+LONG = {f"encoder.backbone.stages.{i}.residual_blocks.{j}.pointwise_expansion": 8
+        for i in range(3) for j in range(2)}
+
+
+@pytest.mark.rows("R126")
+def test_long_names_leave_room_for_what_is_drawn_and_stay_different() -> None:
+    half = {name: width // 2 for name, width in LONG.items()}
+    gone = [{}, {name: range(4) for name in LONG}]
+    for picture in (removed_bars(LONG, half, "layer"), kept_channels(LONG, gone),
+                    channel_differences({"l1": Difference(half, 0.5)}, "the champion")):
+        with laid_out(picture) as figure:
+            axes = figure.axes[0]
+            names = [text.get_text() for text in axes.get_yticklabels()]
+            assert len(set(names)) == len(names)
+            width = axes.get_window_extent().width / figure.bbox.width
+            assert width > 0.3, f"{picture.name}: names take the place of the picture"
+            label = axes.xaxis.label.get_window_extent()
+            assert figure.bbox.x0 <= label.x0, picture.name
+            assert label.x1 <= figure.bbox.x1, picture.name
+
+
+@pytest.mark.parametrize("name", [
+    "features.0", "encoder.layers.11.self_attention.output_projection.linear", "a" * 60])
+def test_a_short_path_keeps_numbers_and_beginnings(name: str) -> None:
+    found = short_path(name)
+    assert len(found) <= 34
+    assert (found == name) == (len(name) <= 34)
+    for part, whole in zip(found.split("."), name.split("."), strict=True):
+        assert whole.startswith(part.rstrip("…"))
+        assert part == whole or part.endswith("…")
+
+
+def test_of_a_class_the_end_of_the_name_stays_too() -> None:
+    assert short_label("cat", 10) == "cat"
+    assert short_label("American Terrier 12", 10) == "Ameri…r 12"
+
+
+def test_a_single_answer_of_a_search_is_seen_and_none_is_told() -> None:
+    (one,) = drawn(search_cost([3], [0.5], "accuracy of the champion")).axes
+    assert [line.get_marker() for line in one.lines] == ["o", "|"]
+    (none,) = drawn(search_cost([3, 4], [None, None], "accuracy of the champion")).axes
+    assert [text.get_text() for text in none.texts] == ["no trial has an answer yet"]
+    assert none.get_ylim() == (0, 1), "no share is negative"
+
+
+@pytest.mark.rows("R125")
+def test_controls_of_the_same_flops_do_not_hide_each_other() -> None:
+    curves = [curve("champion", "champion"), *(curve("control", f"control: {n}", dip=0.01 * n)
+                                               for n in range(3))]
+    figure = drawn(accuracy_flops(curves, BASELINE))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    places = [bar.lines[0].get_transform().transform(bar.lines[0].get_xydata())[0, 0]
+              for bar in axes.containers]
+    assert len(places) == 3
+    assert len({round(place, 1) for place in places}) == 3
+    assert "drawn aside" in axes.get_xlabel()
+
+
+def test_a_long_logarithmic_axis_has_room_for_its_numbers() -> None:
+    norms = {"a": torch.logspace(-6, 0, 30)}
+    picture = l1_norms(norms, norms, {"a": range(30)}, names=("one", "other"))
+    with laid_out(picture) as figure:
+        axes = figure.axes[0]
+        boxes = [text.get_window_extent() for text in axes.get_xticklabels() if text.get_text()]
+        low, high = axes.get_window_extent().intervalx
+    shown = sorted((box for box in boxes if low - 1 <= (box.x0 + box.x1) / 2 <= high + 1),
+                   key=lambda box: box.x0)
+    assert len(shown) > 2
+    assert all(one.x1 < other.x0 for one, other in pairwise(shown))

@@ -207,6 +207,33 @@ def test_a_suggestion_costs_every_layer_as_much_and_keeps_the_budget() -> None:
     assert shares == sorted(shares)
 
 
+@pytest.mark.parametrize(("first_drops", "second_drops", "drop", "flops"), [
+    ((0.0, 0.0, 0.0), (0.0, -1.0, 0.0), 0.0, 0.7),  # nothing ever costs anything
+    ((3.0, 3.0, 3.0), (3.0, 3.0, 3.0), 3.0, 0.4),
+    ((0.0, 9.0, 9.0), (0.0, 0.0, 0.0), 0.0, 0.7),
+])
+def test_where_curves_are_flat_no_more_goes_than_is_asked(
+        first_drops: tuple[float, ...], second_drops: tuple[float, ...], drop: float,
+        flops: float) -> None:
+    """A channel less in any layer that loses some, and the plan would leave too much."""
+    model, _, graph = traced(nets.chain)
+    first, second = (g.layers[0] for g in graph.groups)
+    found = by_hand({first: first_drops, second: second_drops}, (0.25, 0.5, 0.9))
+    plan = suggest(graph, found, norms(model, graph), flops)
+    assert plan.drop == pytest.approx(drop, abs=2e-3)
+    widths = {g.layers[0]: int(g.channels * (1 - plan.ratios.get(g.layers[0], 0)) + 1e-9)
+              for g in graph.groups}
+
+    def share(widths: dict[str, int]) -> float:
+        kept = {g.name: range(widths[g.layers[0]]) for g in graph.groups}
+        return graph.cost(graph.plan(kept)).macs / graph.cost().macs
+
+    assert share(widths) == plan.share <= flops
+    whole = {g.layers[0]: g.channels for g in graph.groups}
+    back = {name: min(width + 1, whole[name]) for name, width in widths.items()}
+    assert share(back) > flops, "of every layer a channel more could have stayed"
+
+
 def test_curves_that_do_not_lead_to_the_budget_say_so() -> None:
     model, _, graph = traced(nets.chain)
     found = by_hand({g.layers[0]: (1.0,) for g in graph.groups}, (0.25,))

@@ -160,6 +160,9 @@ def test_the_report_is_in_mlflow_and_can_be_written_again(whole: Whole, folder: 
     path, told = report_study("tiny", whole.machine.place, lambda _: whole.machine.tracker)
     assert (path, told) == (folder / REPORT, [])
     assert run.files[REPORT] == path.read_text() == seen.page
+    path, told = report_study("tiny", whole.machine.place, lambda _: None)
+    assert path == folder / REPORT
+    assert told[0].startswith(f"MLflow does not have the run of {whole.outcome.study_id}")
 
 
 def test_what_the_settings_say_is_never_part_of_the_page(whole: Whole, tmp_path: Path) -> None:
