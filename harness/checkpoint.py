@@ -106,7 +106,7 @@ def _parameters(kept: Mapping[str, Mapping[str, list[int]]]) -> dict[str, dict[i
         for dim, indices in dims.items():
             if not isinstance(indices, list) or not all(type(i) is int for i in indices):
                 raise ValueError(f"what is kept of {name} is no list of whole numbers")
-            if not dim.isdecimal() or len(dim) > 2:
+            if not (dim.isascii() and dim.isdecimal()) or len(dim) > 2:
                 raise ValueError(f"{name} has no dimension {dim[:20]!r}")
             rising = all(a < b for a, b in pairwise(indices))
             if not rising or not indices or indices[0] < 0 or indices[-1] >= 2**31:

@@ -587,7 +587,7 @@ def report(name: str, storage: str | None, home: str | None) -> None:
                    "run:ID:50 (a milestone), run:ID:step-3, model:NAME@champion, model:NAME/2, "
                    "baseline:CONFIG, file:PATH.")
 @click.option("--format", "format_", callback=_given,
-              help="pt2, onnx, state, mlflow, or all of them. [pt2]")
+              help="pt2, onnx, state, mlflow, or all of them. [as --out ends, else pt2]")
 @click.option("--out", callback=_given, metavar="PATH",
               help="A file; with --format all a folder. [exports/STUDY.SUFFIX in the home]")
 @click.option("--fold-batchnorm", "fold", is_flag=True,
@@ -616,7 +616,7 @@ def export(name: str | None, network: str | None, format_: str | None, out: str 
         raise click.UsageError("give one of --study and --network.")
     console = Console()
     (ref,) = references([network]) if network else [Reference("study", str(name))]
-    shipped = export_network(ref, _shelf(_home_of(home), home, storage, ()), format_ or "pt2",
+    shipped = export_network(ref, _shelf(_home_of(home), home, storage, ()), format_,
                              Path(out) if out else None, fold=fold, int8=int8, round_to=round_to)
     for sheet in shipped.sheets:
         console.table(sheet.title, sheet.columns, sheet.rows, sheet.notes)

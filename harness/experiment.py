@@ -480,7 +480,8 @@ class Experiment:
             return 0
         scores = {group.name: torch.zeros(group.channels) for group in graph.groups}
         smallest = select(graph, scores, lambda counts: False, floors=floors,
-                          round_to=settings.round_to, filters_only=True)
+                          round_to=settings.round_to,
+                          filters_only=settings.percentage_of == "filters")
         return smallest.counts.macs
 
     def lab(self, config: RunConfig) -> Lab:

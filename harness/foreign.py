@@ -7,11 +7,13 @@ PyTorch. What a graph costs to run nobody can tell before it runs.
 
 import ast
 import json
+import logging
 import math
 import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -91,7 +93,9 @@ def open_onnx(path: Path) -> Opened:
     try:
         model = onnx.load_model_from_string(data)
         _check_onnx(path, model)
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what it raises is told; it would print it too
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         given, = session.get_inputs()
         metadata = {entry.key.removeprefix(_PREFIX): _value(entry.value)
                     for entry in model.metadata_props if entry.key.startswith(_PREFIX)}
@@ -122,10 +126,31 @@ def _answer(path: Path, compute: "Callable[[], Tensor]") -> "Tensor":
 def _loaded(path: Path) -> "ExportedProgram":
     import torch
 
+    with _overheard("torch.export") as said:
+        try:
+            return torch.export.load(path)
+        except Exception as error:  # torch raises its own, of many kinds
+            why = (said[-1].split("\n")[0] if said else _first_line(error))[:200].rstrip(".")
+            _refuse(path, f"torch cannot load it: {why}", error)
+
+
+@contextmanager
+def _overheard(name: str) -> Iterator[list[str]]:
+    """What a library would print of an error that we tell: torch prints whole tracebacks."""
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and record.exc_info[1]:
+                said.append(str(record.exc_info[1]))
+
+    logger = logging.getLogger(name)
+    handlers, spreads = logger.handlers[:], logger.propagate
+    logger.handlers, logger.propagate = [Ear()], False
     try:
-        return torch.export.load(path)
-    except Exception as error:  # torch raises its own, of many kinds
-        _refuse(path, f"torch cannot load it: {_first_line(error)}", error)
+        yield said
+    finally:
+        logger.handlers, logger.propagate = handlers, spreads
 
 
 def _checked_archive(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Raises: TrackingError from every method, with what was tried, what MLflow said, 
 from __future__ import annotations
 
 import copy
+import errno
 import getpass
 import hashlib
 import json
@@ -17,6 +18,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -1367,6 +1369,7 @@ def _save_pt2(module: nn.Module, example: Tensor, folder: Path, description: Mod
     batch = torch.zeros(2, *example.shape[1:], dtype=example.dtype)
     if batch.is_floating_point():
         batch.normal_(generator=torch.Generator().manual_seed(0))
+    _check_room(folder.parent, sum(tensor.nbytes for tensor in still.state_dict().values()))
     with torch.no_grad():
         answer = still(batch)
         signature = ModelSignature(
@@ -1385,6 +1388,15 @@ def _save_pt2(module: nn.Module, example: Tensor, folder: Path, description: Mod
             ],
             serialization_format="pt2",
         )
+
+
+_ROOM = 16 * 2**20  # bytes of a graph, an example and MLflow's own files, and some more
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises OSError: where the disk is full torch.export.save would abort the whole process."""
+    if shutil.disk_usage(folder).free < size + _ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def save_model(

@@ -21,7 +21,11 @@ from harness.trajectories import Settings
 
 
 def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
-    """A run's pruning settings as a trajectory takes them."""
+    """A run's pruning settings as a trajectory takes them.
+
+    macs: where a control stops, instead of at the percentage. It chooses among the groups that the
+    run chooses among: a percentage of filters leaves those alone that no convolution writes.
+    """
     prune = config.prune
     options = prune.criterion_options
     criterion = (_own_criterion(prune.criterion, options) if is_reference(prune.criterion)
@@ -32,7 +36,8 @@ def settings_of(config: RunConfig, macs: int | None = None) -> Settings:
         normalize=prune.normalize, ranking=prune.ranking,
         floors=floors_of(config).settled(prune.percentage),
         round_to=prune.round_to, step={str(r): n for r, n in prune.step.items()}, scope=prune.scope,
-        percentage_of="filters" if macs is not None else prune.percentage_of,
+        percentage_of=(prune.percentage_of if macs is None or prune.percentage_of == "filters"
+                       else "macs"),
         iterations="exact" if macs is not None else prune.iterations, ratios=prune.ratios,
         layer_types=prune.layer_types, only_follow=prune.only_follow, one_by_one=prune.one_by_one,
         certify=prune.certify, seed=config.seed, flops_penalty=prune.flops_penalty,

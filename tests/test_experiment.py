@@ -14,7 +14,7 @@ from harness import train as training
 from harness.accounting import describe
 from harness.checking import check_pruning, known_names
 from harness.cli import cli
-from harness.config import RunConfig
+from harness.config import RunConfig, apply, control_of
 from harness.data import DATASETS
 from harness.engine.criteria import CRITERIA
 from harness.errors import ConfigError, GraphError, ModelError
@@ -194,6 +194,42 @@ def test_the_least_macs_are_those_of_a_walk_to_the_end(floors: Mapping[str, Any]
     assert isinstance(end, Walked)
     assert not end.reached
     assert experiment.least_macs(experiment.config) == end.steps[-1].macs
+
+
+class Tokens(nn.Module):
+    """Patches of pictures, and a hidden layer between them and the classes; its stem stays whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 6, 4, stride=4)
+        self.hidden, self.back, self.head = nn.Linear(6, 20), nn.Linear(20, 6), nn.Linear(6, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.patches(inputs).flatten(2).transpose(1, 2).reshape(-1, 4, 6)
+        tokens = tokens + self.back(self.hidden(tokens).relu())
+        out: Tensor = self.head(tokens.mean(1))
+        return out
+
+
+def tokens(num_classes: int) -> nn.Module:
+    return Tokens()
+
+
+def test_a_percentage_of_channels_and_a_control_at_its_macs_cut_what_no_convolution_writes(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the hidden layer can go: 20 channels of 12 weights each, for each of 4 tokens."""
+    monkeypatch.setattr(training, "train", lambda *_, **__: [])
+    experiment = opened(model__name=f"{__name__}:tokens", prune__percentage_of="channels",
+                        prune__step={"channels": 0.4}, prune__floors__layer_min=0.25,
+                        prune__criterion="l1", prune__percentage=50)
+    config, whole = experiment.config, experiment.whole.macs
+    assert experiment.least_macs(config) == whole - 15 * 4 * 12
+    assert experiment.least_macs(apply(config, {"prune.percentage_of": "filters"})) == whole
+    for last in (experiment.trial(config, macs=whole - 7 * 4 * 12).steps[-1],
+                 experiment.trial(control_of(config, "random", {}), macs=whole - 7 * 4 * 12
+                                  ).steps[-1]):
+        assert last.macs == whole - 7 * 4 * 12
 
 
 def test_where_the_way_decides_no_least_is_claimed() -> None:

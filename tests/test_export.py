@@ -1,6 +1,7 @@
 """Exported files compute what the pruned network computes, wherever they are loaded."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from harness.export import (
     Parity,
     answers_of,
     check_formats,
+    check_place,
     export,
     reader,
     written,
@@ -224,7 +226,7 @@ def test_a_wrong_export_is_deleted_and_an_earlier_one_stays(
 def test_a_folder_that_is_no_model_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ExportError, match="mine is there, and no MLflow model"):
+    with pytest.raises(ExportError, match="mine: it is there, and no MLflow model"):
         exported(tmp_path / "mine", "mlflow")
     assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -279,12 +281,73 @@ def test_a_network_that_puts_out_nan_is_not_exported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_stands_in_the_way_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "net", tmp_path):
-        with pytest.raises(ExportError, match=f"{path}: cannot be written as pt2: "):
-            exported(path, "pt2")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+@pytest.mark.parametrize(("place", "format", "words"), [
+    ("file/net.pt2", "pt2", "file is no folder"),
+    ("folder", "pt2", "folder: it is a folder; name a file in it"),
+    ("folder.pt2", "onnx", "folder.pt2: that is the name of a pt2 file, and the format is onnx; "
+                           "end it in .onnx, or ask for pt2.\n.*it is a folder"),
+    ("net.ONNX", "state", "that is the name of a onnx file"),
+    ("pipe", "pt2", "pipe: it is there, and no file; name another"),
+    ("pipe", "mlflow", "pipe: it is there, and no MLflow model")])
+def test_a_place_where_no_such_file_can_be_is_refused_and_what_lies_there_stays(
+        place: str, format: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.pt2").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null, which a file in its place would put an end to
+    there = {path: path.lstat().st_mode for path in tmp_path.rglob("*")}
+    with pytest.raises(ExportError, match=f"(?s){words}"):
+        exported(tmp_path / place, format)
+    assert {path: path.lstat().st_mode for path in tmp_path.rglob("*")} == there
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_written_into_is_told_before_any_work(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere, so the system's answer is given here."""
+    monkeypatch.setattr(written.os, "access", lambda path, how: path != tmp_path)
+    with pytest.raises(ExportError, match=f"nothing may be written into {tmp_path}"):
+        check_place(tmp_path / "deep" / "net.pt2", "pt2")
+    check_place(tmp_path.parent / "net.pt2", "pt2")
+
+
+FULL = """
+import resource, sys
+import pytest, test_export
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+with pytest.raises(test_export.ExportError) as told:
+    test_export.exported(Path(sys.argv[1]), "pt2")
+print(told.value)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_a_sentence_and_not_the_end_of_the_process(
+        tmp_path: Path) -> None:
+    """torch's own writer aborts there; a limit of a file's size stands for the disk's."""
+    (tmp_path / "net.pt2").write_text("an earlier export")
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "net.pt2")],
+                           env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+                           timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "net.pt2: cannot be written as pt2: File too large." in found.stdout
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
+        ("net.pt2", "an earlier export")]
+
+
+@pytest.mark.parametrize("raised", [OSError(28, "No space left on device"), ValueError("x")])
+def test_a_full_disk_is_called_that_whoever_noticed_it(
+        raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise raised from error
+
+    monkeypatch.setitem(written._WRITERS, "pt2", full)
+    with pytest.raises(ExportError, match="cannot be written as pt2: the disk is full"):
+        exported(tmp_path / "net.pt2", "pt2")
 
 
 class Stubborn(nn.Module):

@@ -195,6 +195,8 @@ STATE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda data: with_plan(data, put("0.weight", "9", [0])), "does not fit"),
     "cuts a dimension with a strange name": (
         lambda data: with_plan(data, put("0.weight", "-1", [0])), "has no dimension '-1'"),
+    "cuts a dimension in other digits": (
+        lambda data: with_plan(data, put("0.weight", "\u0660", [0])), "has no dimension"),
     "has the plan of another network": (
         lambda data: with_plan(data, lambda plan: {"features.0.weight": {"0": [0]}}),
         "does not fit this network"),
@@ -469,6 +471,18 @@ def test_a_pt2_file_that_is_a_bomb_or_cut_off_or_something_else_is_refused(tmp_p
         file.write_bytes(content)
         with pytest.raises(ModelError, match=r"net.pt2 is not opened"):
             open_pt2(file)
+
+
+def test_what_torch_would_print_of_a_broken_file_is_told_in_the_refusal(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its own words are a traceback on the terminal."""
+    file = pt2(tmp_path)
+    rewritten(file, in_json(WEIGHTS, lambda c: c["config"]["0.weight"]["tensor_meta"].update(
+        strides=[{"as_int": -1}] * 4)))
+    with pytest.raises(ModelError, match="Negative strides are not supported"):
+        open_pt2(file)
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
 
 
 @pytest.mark.slow

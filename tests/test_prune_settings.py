@@ -30,7 +30,8 @@ def test_every_way_of_choosing_reaches_the_trajectory() -> None:
 
 def test_a_control_at_the_same_macs_counts_macs_alone() -> None:
     config = tiny.run(prune__percentage_of="params", prune__iterations="exact")
-    assert settings_of(config, macs=1000).percentage_of == "filters"
+    assert settings_of(config, macs=1000).percentage_of == "macs"
+    assert settings_of(tiny.run(), macs=1000).percentage_of == "filters"
     assert settings_of(config, macs=1000).macs == 1000
 
 

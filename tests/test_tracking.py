@@ -399,6 +399,17 @@ class TestModels:
         assert [metric.key for metric in kept.metrics or []] == ["final_val_accuracy"]
         return Path(kept.artifact_location)
 
+    def test_a_full_disk_is_told_before_torch_writes_and_ends_the_process(
+        self, mlflow_tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usage = tracking.shutil.disk_usage
+        monkeypatch.setattr(
+            tracking.shutil, "disk_usage", lambda path: usage(path)._replace(free=10**6)
+        )
+        monkeypatch.setattr(torch.export, "save", None)
+        with pytest.raises(TrackingError, match="keep the model pruned: the disk is full"):
+            mlflow_tracker.log_model(opened(mlflow_tracker), small_net(), EXAMPLE, name="pruned")
+
     @pytest.mark.rows("R141")
     def test_a_model_loads_without_our_code_for_any_batch(self, folder: Path) -> None:
         (graph,) = folder.glob("data/*.pt2")

@@ -8,11 +8,14 @@ mlflow   a folder that `mlflow.pyfunc.load_model` opens and `mlflow models serve
 """
 
 import copy
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,6 +57,37 @@ def check_formats(formats: Iterable[str]) -> None:
                           f"({', '.join(missing)} missing).")
 
 
+def format_of(path: Path) -> str | None:
+    """The format whose files end as this one does; None for another ending, or none."""
+    return next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()), None)
+
+
+def check_place(path: Path, format: str) -> None:
+    """Refuse, before any work, a place where no such file can be put, or where something else lies.
+
+    A folder is only replaced by a folder of its kind, a file by a file; a device is no file.
+    Raises ExportError.
+    """
+    ending = format_of(path)
+    wrong = []
+    if ending not in (None, format):
+        wrong.append(f"that is the name of a {ending} file, and the format is {format}; end it in "
+                     f"{SUFFIXES[format]}, or ask for {ending}")
+    if format == "mlflow" and path.exists() and not (path / "MLmodel").is_file():
+        wrong.append("it is there, and no MLflow model; move it away, or name another")
+    elif format != "mlflow" and path.is_dir():
+        wrong.append("it is a folder; name a file in it")
+    elif format != "mlflow" and path.exists() and not path.is_file():
+        wrong.append("it is there, and no file; name another")
+    above = next(folder for folder in (path.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        wrong.append(f"{above} is no folder")
+    elif not os.access(above, os.W_OK | os.X_OK):
+        wrong.append(f"nothing may be written into {above}")
+    if wrong:
+        raise ExportError("\n".join(f"{path}: {text}." for text in wrong))
+
+
 def export(module: nn.Module, original: Original, path: Path, *, format: str,
            parameters: Parameters, record: Mapping[str, Any]) -> Exported:
     """Write `module` (pruned or whole; it is left as it is), load the file again and compare it.
@@ -64,10 +98,10 @@ def export(module: nn.Module, original: Original, path: Path, *, format: str,
     at `path` stays. Raises ExportError, UnknownName.
     """
     check_formats([format])
+    check_place(path, format)
     still = copy.deepcopy(module).cpu().eval().to(memory_format=torch.contiguous_format)
     noise = torch.randn(2, *original.input_shape, generator=torch.Generator().manual_seed(0))
     try:
-        _check_place(path, format)
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             aside = Path(folder) / f"network{SUFFIXES[format]}"
@@ -80,8 +114,7 @@ def export(module: nn.Module, original: Original, path: Path, *, format: str,
         why = str(error).rstrip(".")
         raise ExportError(f"{path}: the {format} file was deleted: {why}.") from error
     except Exception as error:  # the disk, torch.export, ONNX and MLflow each raise their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{path}: cannot be written as {format}: {reason}") from error
+        raise ExportError(f"{path}: cannot be written as {format}: {_reason(error)}.") from error
     return Exported(path, format, size_of(path), parity)
 
 
@@ -91,13 +124,14 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _check_place(path: Path, format: str) -> None:
-    """A folder is only replaced by a folder of its kind: whatever else lies there is a person's."""
-    if format != "mlflow" and path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder")
-    if format == "mlflow" and path.exists() and not (path / "MLmodel").is_file():
-        raise FileExistsError(f"{path} is there, and no MLflow model. Move it away, or give "
-                              "another --out")
+def _reason(error: BaseException) -> str:
+    """In the system's words, if it was the system that refused."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return "the disk is full" if cause.errno == errno.ENOSPC else cause.strerror
+        cause = cause.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _put(aside: Path, path: Path, folder: Path) -> None:
@@ -120,7 +154,9 @@ def _pt2(module: nn.Module, example: Tensor, path: Path, record: Mapping[str, An
          _: Parameters) -> None:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
-    torch.export.save(program, path, extra_files={"harness.json": json.dumps(dict(record))})
+    data = BytesIO()  # to a file: torch aborts the whole process where the disk is full
+    torch.export.save(program, data, extra_files={"harness.json": json.dumps(dict(record))})
+    path.write_bytes(data.getbuffer())
 
 
 def _onnx(module: nn.Module, example: Tensor, path: Path, record: Mapping[str, Any],

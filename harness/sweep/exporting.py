@@ -15,7 +15,17 @@ from harness.data import Data
 from harness.errors import ExportError, StudyError
 from harness.evaluate import evaluate, latencies
 from harness.experiment import stages
-from harness.export import FORMATS, SUFFIXES, Exported, answers_of, check_formats, export, record
+from harness.export import (
+    FORMATS,
+    SUFFIXES,
+    Exported,
+    answers_of,
+    check_formats,
+    check_place,
+    export,
+    format_of,
+    record,
+)
 from harness.export.last_steps import CALIBRATION, Quantized, fold_batch_norms, quantized
 from harness.export.parity import POINTS, TOLERANCE
 from harness.graphs import traced
@@ -40,29 +50,36 @@ class Shipped:
     failures: Sequence[str]
 
 
-def formats_of(name: str) -> tuple[str, ...]:
-    """The formats that --format names. Raises UnknownName, ExportError."""
+def formats_of(name: str | None, out: Path | None) -> tuple[str, ...]:
+    """The formats that --format names; without it, as `out` ends, else pt2.
+
+    Raises UnknownName, ExportError.
+    """
+    name = name or (out and format_of(out)) or FORMATS[0]
     formats = FORMATS if name == ALL else (name,)
     check_formats(formats)
     return formats
 
 
-def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None, *,
+def export_network(ref: Reference, shelf: Shelf, format_: str | None, out: Path | None, *,
                    fold: bool = False, int8: bool = False, round_to: int | None = None,
                    ) -> Shipped:
     """Write a network to a file, or in `all` formats into a folder; load each again and compare.
 
-    A champion is compared on the test split, beside its baseline; any other on validation. out:
-    by default under `exports` in the home. fold: without the batch norms that can be folded; int8:
-    an 8-bit file beside the ONNX one, which is measured, not judged. round_to: of a trial, the
-    network with its widths rounded up to multiples of it, retrained, if that is faster.
+    A champion is compared on the test split, any other on validation. format_: by default as `out`
+    ends, else pt2. out: by default under `exports` in the home. fold: without the batch norms that
+    can be folded; int8: an 8-bit file beside the ONNX one, which is measured, not judged. round_to:
+    of a trial, the network with its widths rounded up to multiples of it, retrained, if that is
+    faster.
     Raises UnknownName for a format, ExportError for what cannot be asked together, and what
     fetching the network raises; a file that cannot be written, or differs, is among the failures.
     """
-    formats = formats_of(format_)
+    formats = formats_of(format_, out)
     _check_last_steps(formats, fold, int8)
     if ref.is_champion:
         _check_champion(ref, shelf)
+    places = {name: _place(ref, shelf, name, out, len(formats) > 1) for name in formats}
+    _check_places(places, out)
     config = shelf.config(ref)
     settle(config.threads)
     data = load_data(config)
@@ -70,6 +87,8 @@ def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None,
     rounded = rounded_network(ref, shelf, config, data, found, round_to) if round_to else None
     if rounded is not None:
         found = rounded.network
+        places = {name: _place(ref, shelf, name, out, len(formats) > 1,
+                               found.lineage.get("rounded_to")) for name in formats}
     module = found.module.cpu()
     judged = data.only(config.adapt.classes) if config.adapt.classes else data
     facts = _record(ref, shelf, config, data, judged, found)
@@ -84,10 +103,8 @@ def export_network(ref: Reference, shelf: Shelf, format_: str, out: Path | None,
     with answers_of(module, examples) as original:
         for name in formats:
             try:
-                written[name] = export(
-                    sent, original, _place(ref, shelf, name, out, len(formats) > 1,
-                                           found.lineage.get("rounded_to")), format=name,
-                    parameters=found.parameters, record=facts)
+                written[name] = export(sent, original, places[name], format=name,
+                                       parameters=found.parameters, record=facts)
             except ExportError as error:
                 written[name] = error
     failures = [str(each) for each in written.values() if isinstance(each, ExportError)]
@@ -150,10 +167,27 @@ def _check_champion(ref: Reference, shelf: Shelf) -> None:
         raise StudyError(f"{outcome.study_id} has no network within its budget: nothing to export.")
 
 
+def _check_places(places: Mapping[str, Path], out: Path | None) -> None:
+    """Before anything is trained or loaded. Raises ExportError with all that are wrong."""
+    wrong = []
+    if out is not None and len(places) > 1 and format_of(out) and not out.is_dir():
+        wrong.append(f"{out}: that is the name of one file; name a folder for {len(places)} "
+                     "formats.")
+    for name, path in places.items():
+        try:
+            check_place(path, name)
+        except ExportError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ExportError("\n".join(dict.fromkeys(wrong)))
+
+
 def _place(ref: Reference, shelf: Shelf, format_: str, out: Path | None, many: bool,
-           rounded_to: int | None) -> Path:
+           rounded_to: int | None = None) -> Path:
+    """A file keeps its own name, without the folders that it lies in."""
+    said = Path(ref.name).stem if ref.kind == "file" else str(ref)
     name = (outcome_of(ref.name, shelf.home).study_id if ref.is_champion
-            else "-".join(re.findall(r"[\w.]+", str(ref))))
+            else "-".join(re.findall(r"[\w.]+", said)) or ref.kind)
     if out is not None and not many:
         return out
     name += f"-rounded-{rounded_to}" if rounded_to else ""

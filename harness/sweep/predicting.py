@@ -18,7 +18,7 @@ from harness.console import percent
 from harness.data import Data
 from harness.data.given import Manner, check_readable, inputs_of
 from harness.data.pictures import Drawn
-from harness.errors import ConfigError, DataError, ModelError
+from harness.errors import ConfigError, DataError, HarnessError, ModelError
 from harness.foreign import open_onnx, open_pt2
 from harness.loading import load_data
 from harness.models import build
@@ -121,7 +121,7 @@ def _of_file(file: Path, shelf: Callable[[], Shelf]) -> _Known:
 
 def _told(file: Path, metadata: Mapping[str, Any]) -> tuple[Manner, tuple[str, ...]]:
     """(how pictures are made, labels), from what a file says of itself."""
-    config = run_from_text(str(metadata["config"])) if "config" in metadata else None
+    config = _config_of(file, metadata) if "config" in metadata else None
     wanted = {"labels", "input_shape", "input_mean", "input_deviation", "value_range"}
     if lacking := wanted - metadata.keys():
         if config is None:
@@ -137,9 +137,26 @@ def _told(file: Path, metadata: Mapping[str, Any]) -> tuple[Manner, tuple[str, .
         drawn = Drawn((height, width), channels=channels, **_drawing(config))
         drawn.check_memory(1)
         return (Manner(drawn, mean, deviation, low, high),
-                tuple(str(label) for label in metadata["labels"]))
+                _labels_of(metadata["labels"]))
     except (TypeError, ValueError, OverflowError, DataError) as error:
         raise ModelError(f"{file} says wrongly how its pictures are made: {error}") from error
+
+
+def _config_of(file: Path, metadata: Mapping[str, Any]) -> RunConfig:
+    try:
+        return run_from_text(str(metadata["config"]))
+    except ConfigError as error:
+        raise ModelError(f"{file}: {error}") from error
+
+
+def _labels_of(given: Any) -> tuple[str, ...]:
+    """Raises ValueError for labels that cannot be told apart, or printed: they go to terminals."""
+    if (not isinstance(given, list) or not all(isinstance(label, str) for label in given)
+            or len(set(given)) < len(given) or not given):
+        raise ValueError("labels must be a list of different texts")
+    if strange := [label for label in given if not label.isprintable()]:
+        raise ValueError(f"the label {strange[0][:40]!a} cannot be printed")
+    return tuple(given)
 
 
 def _manner_of(config: RunConfig, data: Data) -> Manner:
@@ -165,6 +182,8 @@ def _rebuilt(file: Path, model: Any) -> Run:
         whole = build(**model)
     except TypeError as error:
         raise ModelError(f"{file} does not say what its network is built from: {error}") from error
+    except HarnessError as error:  # of the network that it names
+        raise ModelError(f"{file}: {error}") from error
     return _run_of(load_pruned(whole, file))
 
 

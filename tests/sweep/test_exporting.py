@@ -40,7 +40,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Read:
     return opened
 
 
-def shipped(text: str, shelf: Shelf, format: str, out: Path | None) -> Shipped:
+def shipped(text: str, shelf: Shelf, format: str | None, out: Path | None) -> Shipped:
     (ref,) = references([text])
     return export_network(ref, shelf, format, out)
 
@@ -160,7 +160,7 @@ def test_one_format_that_fails_is_told_and_the_others_are_there(
     monkeypatch.setattr(exports.written, "find_spec", lambda name: name)
     found = shipped("study:tiny", shelf, "all", tmp_path)
     (failure,) = found.failures
-    assert failure.endswith("cannot be written as onnx: the exporter fell over")
+    assert failure.endswith("cannot be written as onnx: the exporter fell over.")
     assert cells(found.sheets[0], "onnx")[2] == "not written"
     assert [path.suffix for path in tmp_path.iterdir()] == [".pt2"]
 
@@ -191,12 +191,31 @@ def test_a_study_without_a_champion_has_nothing_to_export(tmp_path: Path) -> Non
         shipped("study:tiny", shelf, "pt2", None)
 
 
-def test_a_place_that_cannot_be_written_is_told(shelf: Shelf, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "out", "words"), [
+    ("pt2", "file/champion.pt2", "file is no folder"), ("pt2", ".", "it is a folder"),
+    ("onnx", "champion.pt2", "the name of a pt2 file, and the format is onnx"),
+    ("all", "champion.pt2", "the name of one file; name a folder for 4 formats")])
+def test_a_place_where_it_cannot_be_is_told_before_anything_is_loaded(
+        format: str, out: str, words: str, shelf: Shelf, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "load_data", None)
     (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "champion.pt2", tmp_path):
-        (failure,) = shipped("study:tiny", shelf, "pt2", path).failures
-        assert "cannot be written as pt2: " in failure
+    with pytest.raises(ExportError, match=words):
+        shipped("study:tiny", shelf, format, tmp_path / out)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_a_format_a_file_is_what_its_name_says(shelf: Shelf, tmp_path: Path) -> None:
+    for name, format in (("a.safetensors", "state"), ("b.mlflow", "mlflow"), ("c", "pt2")):
+        found = shipped("study:tiny", shelf, None, tmp_path / name)
+        assert cells(found.sheets[0], format)[0] == str(tmp_path / name)
+
+
+def test_a_file_by_its_name_keeps_it_without_its_folders(shelf: Shelf, tmp_path: Path) -> None:
+    file = tmp_path / "deep down" / "net 1.safetensors"
+    shipped("study:tiny", shelf, "state", file)
+    found = shipped(f"file:{file}", shelf, "state", None)
+    assert cells(found.sheets[0], "state")[0] == str(shelf.home / "exports/net-1.safetensors")
 
 
 def test_what_is_not_there_is_told_before_anything_is_written(shelf: Shelf, tmp_path: Path) -> None:

@@ -212,6 +212,11 @@ def test_all_unreadable_pictures_are_told_at_once_before_the_network_is_looked_a
     ({"input_shape": [1, 10**6, 10**6]}, "GB of memory"),
     ({"input_shape": [7, 8, 8]}, "channels is 7"),
     ({"labels": ["one"]}, r"with its 1 classes it should be \(1, 1\)"),
+    ({"labels": "ab"}, "labels must be a list of different texts"),
+    ({"labels": ["a"] * 10}, "labels must be a list of different texts"),
+    ({"labels": ["\x1b[2J", *map(str, range(9))]}, r"the label '\\x1b\[2J' cannot be printed"),
+    ({"labels": ["\ud800", *map(str, range(9))]}, r"the label '\\ud800' cannot be printed"),
+    ({"config": "name: !!python/name:os.system x"}, r"net.pt2: the stored configuration, line 1"),
     ({"input_shape": None, "config": None}, "does not say how its pictures are made"),
 ])
 def test_a_file_that_says_wrong_things_of_itself_is_refused(
