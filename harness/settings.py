@@ -561,6 +561,10 @@ class Search(Section):
         if not 0 <= steps[0] <= steps[1] or any(abs(n - round(n)) > 1e-9 for n in steps):
             raise ValueError(f"start ({self.start:g}) and high ({self.high:g}) must be low "
                              f"({self.low:g}) and a whole number of steps of {self.step:g}")
+        multiple = self.low / self.step
+        if self.path == "origin" and abs(multiple - round(multiple)) > 1e-9:
+            raise ValueError(f"low ({self.low:g}) must be a multiple of step ({self.step:g}) with "
+                             "path: origin, which tries multiples alone")
         return self
 
 
