@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from harness.data_verb import data
-from harness.errors import HarnessError, StudyError
+from harness.errors import HarnessError, StudyError, described, is_a_persons
 
 if TYPE_CHECKING:
     from harness.config import Study
@@ -781,6 +781,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
         Console().warn("stopped. Nothing is lost: run the same command again to go on.")
         sys.exit(TERMINATED if ended else STOPPED)
+    except Exception as error:
+        if not is_a_persons(error):
+            raise
+        from harness.console import Console
+
+        Console().error(described(error))
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -336,6 +336,20 @@ def test_an_mlflow_that_cannot_be_reached_is_told(uri: str, words: str, place: P
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("verb", ["study", "run", "baseline"])
+def test_a_persons_own_mistake_is_told_with_its_place(
+        verb: str, harness: Harness, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise KeyError("labels")
+
+    monkeypatch.setattr(training, "train", failing)
+    code, _, err = harness(verb, "tiny")
+    assert code == 1
+    where = os.path.relpath(__file__)
+    assert f"KeyError: 'labels' ({where}, line {failing.__code__.co_firstlineno + 1})" in err
+    assert "Traceback" not in err
+
+
 def full_disk(after: int) -> Callable[[int], None]:
     """fsync on a disk that is full once it was asked `after` times."""
     asked = [0]

@@ -1,8 +1,8 @@
 """Binary search on the percentage: the largest at which the accuracy holds.
 
 Every probe follows from those before it. `exact` halves what is left of low, low + step, ..., high;
-`origin` goes the way of ADaPT's Binary_Search, which rounds up to multiples of the step, and so never
-tries `low`; it ends when a probe would be one that was tried.
+`origin` goes the way of ADaPT's Binary_Search, which rounds up to multiples of the step, and so
+never tries `low`; it ends when a probe would be one that was tried.
 """
 
 from collections.abc import Sequence
