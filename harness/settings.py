@@ -665,6 +665,14 @@ class StudyConfig(Section):
                              "may have under constraints.flops")
         return budget
 
+    @field_validator("controls")
+    @classmethod
+    def _controls_differ(cls, controls: list[str]) -> list[str]:
+        twice = [name for place, name in enumerate(controls) if name in controls[:place]]
+        if twice:
+            raise ValueError(f"has {', '.join(dict.fromkeys(twice))} more than once")
+        return controls
+
     @field_validator("stopper")
     @classmethod
     def _stopper_fits_the_kind(cls, stopper: Stopper, info: ValidationInfo) -> Stopper:

@@ -208,6 +208,9 @@ def test_a_mistake_is_a_sentence_with_the_nearest_name(typed: str, words: str, h
     ("stuby tiny", "No such command 'stuby'"), ("study", "Missing argument 'NAME'"),
     ("study tiny --trails 3", "--trials"), ("study tiny --trials none", "whole number"),
     ("study tiny --trials 0", "at least 1"), ("export", "give one of --study and --network"),
+    ("study tiny --lease 0", "'0' must be a number of seconds, at least 1"),
+    ("agent tiny --lease -3", "'-3' must be a number of seconds, at least 1"),
+    ("status tiny --lease nan", "'nan' must be a number of seconds, at least 1"),
     ("ui --port x", "not a valid integer")])
 def test_a_command_that_cannot_be_read_ends_with_2(typed: str, words: str, harness: Harness,
                                                    ) -> None:
