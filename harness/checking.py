@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from harness.config import Mistake, RunConfig, Study, apply, control_of, tell
-from harness.data import DATASETS, Data, sides
+from harness.data import DATASETS, Data, called, sides
 from harness.dimensions import dimension
 from harness.engine.criteria import CRITERIA, criterion_of
 from harness.engine.floors import modules_of, unknown_in_floors, unknown_modules
 from harness.engine.sparsity import weights_of
-from harness.errors import ConfigError, ModelError, UnknownName
+from harness.errors import ConfigError, DataError, ModelError, UnknownName
 from harness.models import MODELS, build
 from harness.plugins import is_reference, load_object
 from harness.runtime import seeded
@@ -24,15 +24,17 @@ from harness.translation import floors_of, terms_of
 def check_pruning(config: RunConfig | Study) -> None:
     """Raises ConfigError with all that criteria and the network refuse of a run's or study's file.
 
-    Options of criteria, and names of modules. Neither data nor device is touched: the network is
-    built on the meta device. What takes a trace to see, such as how long a list of floors must be,
-    is left to `Experiment`; and so is all about a network that can only be built for its own data.
+    Options of criteria and of the data set, and names of modules. Neither data nor device is
+    touched: the network is built on the meta device. What takes a trace to see, such as how long a
+    list of floors must be, is left to `Experiment`; and so is all about a network that can only be
+    built for its own data.
     """
     if isinstance(config, Study):
         runs, place = list(_variants(config)), f"the study {config.config.name}"
         found = _idle_percentages(config) + _idle_agnostic(config) + _many_devices(config)
     else:
         runs, place, found = [config], f"the run {config.name}", []
+    found += _wrong_data(runs[0])
     found += [m for run in runs for m in _wrong_criterion(run)]
     try:
         model = _stand_in(runs[0])
@@ -83,6 +85,18 @@ def _variants(study: Study) -> Iterator[RunConfig]:
     for name in study.config.controls:
         if name not in NO_CRITERIA:
             yield control_of(study.base, name, {})
+
+
+def _wrong_data(config: RunConfig) -> list[Mistake]:
+    """A data set that is not there, or does not take its options; a person's own module is
+    imported, and nothing is read."""
+    data = config.data
+    facts = {"size": data.size, "val": data.val, "test": data.test, "seed": data.seed}
+    try:
+        called(data.name, facts, data.options)
+    except (ConfigError, UnknownName, DataError) as error:
+        return [Mistake("data", str(error))]
+    return []
 
 
 def _wrong_criterion(config: RunConfig) -> list[Mistake]:

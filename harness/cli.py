@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from harness.data_verb import data
-from harness.errors import HarnessError, StudyError
+from harness.errors import HarnessError, StudyError, described, is_a_persons
 
 if TYPE_CHECKING:
     from harness.config import Study
@@ -58,6 +58,17 @@ def _number(_: click.Context, param: click.Parameter, value: str | None) -> floa
         raise click.BadParameter(f"'{value}' must be a number.", param=param) from None
 
 
+def _lease(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds, at least one: an agent renews its lease several times within it."""
+    try:
+        found = float(value) if value else None
+    except ValueError:
+        found = 0.0
+    if found is not None and not 1 <= found < float("inf"):
+        raise click.BadParameter(f"'{value}' must be a number of seconds, at least 1.", param=param)
+    return found
+
+
 def _home(function: Any) -> Any:
     return click.option("--home", callback=_given, metavar="FOLDER",
                         help="Folder of studies, stages, exports. [HARNESS_HOME, ./runs]")(function)
@@ -82,7 +93,7 @@ def _of_study(function: Any) -> Any:
         click.option("--storage", callback=_given, metavar="URL",
                      help="Optuna storage: sqlite:///FILE, journal:///FILE in a folder that "
                           "machines share, postgresql+psycopg://... [sqlite in the home]"),
-        click.option("--lease", type=float, metavar="SECONDS",
+        click.option("--lease", callback=_lease, metavar="SECONDS",
                      help="Shared storages: an agent that is silent for so long is dead. [60]"),
         _set, _home]
     for option in reversed(options):
@@ -782,6 +793,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
         Console().warn("stopped. Nothing is lost: run the same command again to go on.")
         sys.exit(TERMINATED if ended else STOPPED)
+    except Exception as error:
+        if not is_a_persons(error):
+            raise
+        from harness.console import Console
+
+        Console().error(described(error))
+        sys.exit(1)
     sys.exit(0)
 
 

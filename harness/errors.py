@@ -17,8 +17,11 @@ HarnessError
 `- ExportError     a model cannot be exported, or the export differs from the model
 """
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import FrameSummary, extract_tb
 from types import TracebackType
 
 
@@ -107,6 +110,38 @@ class Mistakes:
             raise self._found[0]
         if self._found:
             raise ConfigError("\n".join(str(error) for error in self._found))
+
+
+def described(error: BaseException) -> str:
+    """What went wrong: our words as they stand, anything else with its kind and where it was
+    raised, as in KeyError: 'labels' (mylab/nets.py, line 12)."""
+    if isinstance(error, HarnessError):
+        return str(error)
+    kind, words, frame = type(error).__name__, str(error), _raised_at(error)
+    said = f"{kind}: {words}" if words else kind
+    if frame is None:
+        return said
+    return f"{said} ({os.path.relpath(frame.filename)}, line {frame.lineno})"
+
+
+def is_a_persons(error: BaseException) -> bool:
+    """Whether it was raised in code that is none of ours, or for want of memory, or by the card:
+    where it was raised says it all, and a traceback adds nothing."""
+    frame = _raised_at(error)
+    is_ours = frame is None or Path(__file__).parent in Path(frame.filename).parents
+    return not is_ours or type(error).__name__ in _MACHINES
+
+
+def _raised_at(error: BaseException) -> FrameSummary | None:
+    """The innermost line that is of no library: of a person's own code, or ours."""
+    frames = [frame for frame in extract_tb(error.__traceback__)
+              if not frame.filename.startswith((_PYTHONS, "<"))
+              and "site-packages" not in Path(frame.filename).parts]
+    return frames[-1] if frames else None
+
+
+_MACHINES = ("MemoryError", "OutOfMemoryError", "AcceleratorError")
+_PYTHONS = os.path.dirname(os.__file__) + os.sep
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -13,11 +13,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from traceback import format_exception
 
 from harness.analysis.plots import layer_widths
 from harness.analysis.removal import Removed, removed
 from harness.engine.cost import Cost
-from harness.errors import ClaimLost, HandedBack, StoreError, TrackingError
+from harness.errors import (
+    ClaimLost,
+    HandedBack,
+    HarnessError,
+    StoreError,
+    TrackingError,
+    described,
+)
 from harness.tracking import Point, Tracker
 from harness.trajectories import Stage, Step
 
@@ -184,7 +192,8 @@ def milestones_of(steps: Sequence[Step], final: Stage) -> dict[str, dict[str, ob
 def ending(tracker: Tracker, run_id: str, unless: Callable[[], bool] = lambda: False,
            ) -> Iterator[None]:
     """End a run as what became of it, so that none stays RUNNING: FINISHED, or FAILED with the
-    reason; KILLED if it is no fault of its own, for then it goes on another time.
+    reason, and where that is not ours with its traceback; KILLED if it is no fault of its own, for
+    then it goes on another time.
 
     unless: others are at work on it, and will end it. Nor is a run ended that another agent has.
     """
@@ -197,7 +206,9 @@ def ending(tracker: Tracker, run_id: str, unless: Callable[[], bool] = lambda: F
         with suppress(TrackingError):  # what is raised already matters more
             if not unless():
                 if not cut_short:
-                    tracker.set_tags(run_id, {"reason": f"{error}"[:4000]})
+                    tracker.set_tags(run_id, {"reason": described(error)[:4000]})
+                    if not isinstance(error, HarnessError):
+                        tracker.log_text(run_id, "".join(format_exception(error)), "traceback.txt")
                 tracker.end_run(run_id, "KILLED" if cut_short else "FAILED")
         raise
     tracker.end_run(run_id, "FINISHED")

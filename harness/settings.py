@@ -561,6 +561,10 @@ class Search(Section):
         if not 0 <= steps[0] <= steps[1] or any(abs(n - round(n)) > 1e-9 for n in steps):
             raise ValueError(f"start ({self.start:g}) and high ({self.high:g}) must be low "
                              f"({self.low:g}) and a whole number of steps of {self.step:g}")
+        multiple = self.low / self.step
+        if self.path == "origin" and abs(multiple - round(multiple)) > 1e-9:
+            raise ValueError(f"low ({self.low:g}) must be a multiple of step ({self.step:g}) with "
+                             "path: origin, which tries multiples alone")
         return self
 
 
@@ -660,6 +664,14 @@ class StudyConfig(Section):
             raise ValueError(f"a {kind} study has no budget; name the most FLOPs that a network "
                              "may have under constraints.flops")
         return budget
+
+    @field_validator("controls")
+    @classmethod
+    def _controls_differ(cls, controls: list[str]) -> list[str]:
+        twice = [name for place, name in enumerate(controls) if name in controls[:place]]
+        if twice:
+            raise ValueError(f"has {', '.join(dict.fromkeys(twice))} more than once")
+        return controls
 
     @field_validator("stopper")
     @classmethod

@@ -208,6 +208,9 @@ def test_a_mistake_is_a_sentence_with_the_nearest_name(typed: str, words: str, h
     ("stuby tiny", "No such command 'stuby'"), ("study", "Missing argument 'NAME'"),
     ("study tiny --trails 3", "--trials"), ("study tiny --trials none", "whole number"),
     ("study tiny --trials 0", "at least 1"), ("export", "give one of --study and --network"),
+    ("study tiny --lease 0", "'0' must be a number of seconds, at least 1"),
+    ("agent tiny --lease -3", "'-3' must be a number of seconds, at least 1"),
+    ("status tiny --lease nan", "'nan' must be a number of seconds, at least 1"),
     ("ui --port x", "not a valid integer")])
 def test_a_command_that_cannot_be_read_ends_with_2(typed: str, words: str, harness: Harness,
                                                    ) -> None:
@@ -333,6 +336,20 @@ def test_an_mlflow_that_cannot_be_reached_is_told(uri: str, words: str, place: P
     err = capsys.readouterr().err
     assert "TrackingError: MLflow could not open the store" in err
     assert words in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["study", "run", "baseline"])
+def test_a_persons_own_mistake_is_told_with_its_place(
+        verb: str, harness: Harness, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise KeyError("labels")
+
+    monkeypatch.setattr(training, "train", failing)
+    code, _, err = harness(verb, "tiny")
+    assert code == 1
+    where = os.path.relpath(__file__)
+    assert f"KeyError: 'labels' ({where}, line {failing.__code__.co_firstlineno + 1})" in err
     assert "Traceback" not in err
 
 

@@ -467,6 +467,7 @@ def test_unknown_profiles_say_the_nearest(desk: Path) -> None:
     ("set: {retrain.lr: 1}", "set.retrain.lr", "every trial sets it"),
     ("budget: {flops: 0}", "budget.flops", "0 must be > 0."),
     ("controls: [l1, ransom]", "controls.1", "unknown control 'ransom'. Nearest: random"),
+    ("controls: [l1, random, l1]", "controls", "has l1 more than once"),
     ("enqueue: [{}, {retrain.lr: 9}]", "enqueue.1.retrain.lr", "9 is not on its ladder: "),
     ("enqueue: [{retrain.rl: 1}]", "enqueue.0.retrain.rl", "Nearest: retrain.lr"),
     ("enqueue: 3", "enqueue", "3 must be a list"),

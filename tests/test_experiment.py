@@ -392,6 +392,26 @@ def test_options_of_the_network_that_it_does_not_have_are_told_too() -> None:
         check_pruning(tiny.run(model__options={"depth": 3}))
 
 
+def test_a_data_set_that_is_not_there_is_told_with_the_network_that_is_not(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is imported, and nothing is read."""
+    monkeypatch.setattr("tiny.digits", None)
+    wrong = tiny.study(base=tiny.run(data__name="tiny:digit", model__name="tiny:nett"))
+    with pytest.raises(ConfigError) as caught:
+        check_pruning(wrong)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[0] == "2 mistakes in the study tiny"
+    assert lines[1].startswith("data: data set 'tiny:digit': there is no 'digit' in it.")
+    assert lines[2].startswith("model: model 'tiny:nett': there is no 'nett' in it.")
+
+
+def test_an_option_that_a_data_set_does_not_take_is_told_before_it_is_read() -> None:
+    with pytest.raises(ConfigError, match="data: unknown option of data set tiny:digits 'folder'"):
+        check_pruning(tiny.run(data__options={"folder": "/nowhere"}))
+    with pytest.raises(ConfigError, match="data: data set tiny:net must take size, val, test and"):
+        check_pruning(tiny.run(data__name="tiny:net"))
+
+
 def needy(group: Any, evidence: Any, *, power: float) -> Tensor:
     return counting(group, evidence) ** power
 

@@ -140,13 +140,17 @@ class Reached(MemoryTracker):
     (TrackingError("no server"), "KILLED"), (TrainingError("the loss is nan"), "FAILED"),
     (MemoryError(), "FAILED")], ids=lambda value: type(value).__name__)
 def test_a_run_ends_as_what_became_of_it(error: BaseException, status: str) -> None:
+    """What is not ours says where it was raised, and leaves its traceback."""
     tracker = MemoryTracker()
     run_id = open_run(tracker)
     with pytest.raises(type(error)), ending(tracker, run_id):
         raise error
     run = tracker.runs[run_id]
     assert run.status == status
-    assert run.tags.get("reason") == (str(error) if status == "FAILED" else None)
+    reasons = {TrainingError: "the loss is nan", MemoryError: "MemoryError (tests/test_journal.py"}
+    assert run.tags.get("reason", "").startswith(reasons.get(type(error), ""))
+    assert ("reason" in run.tags) == (type(error) in reasons)
+    assert ("traceback.txt" in run.files) == isinstance(error, MemoryError)
     with ending(tracker, run_id):
         assert tracker.status(run_id) == "FAILED" or status == "KILLED"
     assert run.status == "FINISHED"

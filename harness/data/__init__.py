@@ -17,7 +17,7 @@ from harness.data.splits import Data, Size, Split, from_tensors, sides, stratifi
 from harness.errors import DataError, HarnessError, UnknownName, unknown
 from harness.plugins import arguments_for, is_reference, load_object
 
-__all__ = ["DATASETS", "Data", "Split", "from_tensors", "load", "sides", "stratified"]
+__all__ = ["DATASETS", "Data", "Split", "called", "from_tensors", "load", "sides", "stratified"]
 
 DATASETS: Mapping[str, Callable[..., Data]] = {
     "cifar10": cifar10,
@@ -30,6 +30,25 @@ DATASETS: Mapping[str, Callable[..., Data]] = {
 }
 
 
+def called(name: str, facts: Mapping[str, Any], options: Mapping[str, Any],
+           ) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function that reads a data set, and what it is called with; nothing is read.
+
+    facts: size, val, test and seed; options: what this data set takes besides.
+
+    Raises: UnknownName, ConfigError (options, references) or DataError.
+    """
+    if name not in DATASETS and not is_reference(name):
+        raise UnknownName(f"{unknown('data set', name, DATASETS)} "
+                          f"Or your own: package.module:function.")
+    source = DATASETS[name] if name in DATASETS else load_object(name, "data set")
+    arguments = arguments_for(source, facts, options, f"data set {name}")
+    if missing := [fact for fact in facts if fact not in arguments]:
+        raise DataError(f"data set {name} must take size, val, test and seed; it does not take "
+                        f"{', '.join(missing)}.")
+    return source, arguments
+
+
 def load(name: str, *, size: Size, val: float = 0.2, test: float = 0.2, seed: int = 0,
          options: Mapping[str, Any] | None = None) -> Data:
     """Read a data set, on the CPU.
@@ -39,15 +58,8 @@ def load(name: str, *, size: Size, val: float = 0.2, test: float = 0.2, seed: in
 
     Raises: UnknownName, ConfigError (options, references) or DataError.
     """
-    if name not in DATASETS and not is_reference(name):
-        raise UnknownName(f"{unknown('data set', name, DATASETS)} "
-                          f"Or your own: package.module:function.")
-    source = DATASETS[name] if name in DATASETS else load_object(name, "data set")
-    facts = {"size": size, "val": val, "test": test, "seed": seed}
-    arguments = arguments_for(source, facts, options or {}, f"data set {name}")
-    if missing := [fact for fact in facts if fact not in arguments]:
-        raise DataError(f"data set {name} must take size, val, test and seed; it does not take "
-                        f"{', '.join(missing)}.")
+    source, arguments = called(name, {"size": size, "val": val, "test": test, "seed": seed},
+                               options or {})
     try:
         data = source(**arguments)
     except HarnessError:

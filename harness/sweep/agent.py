@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import optuna
+import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial
@@ -24,10 +25,10 @@ from harness.console import Screen, TrialLine, count, percent
 from harness.errors import (
     ClaimLost,
     HandedBack,
-    HarnessError,
     StoreError,
     StudyError,
     TrackingError,
+    described,
 )
 from harness.experiment import Experiment, Trial, stages
 from harness.journal import Journal, ending
@@ -43,6 +44,7 @@ from harness.sweep.runs import Runs, named
 from harness.sweep.smallest import smallest
 from harness.sweep.space import Settings, Space
 from harness.sweep.stopping import Stop, pruner_of, stop_of
+from harness.sweep.storage import FAILURES
 from harness.tracking import Tracker
 from harness.trajectories import Step
 
@@ -50,6 +52,9 @@ FAILURES_IN_A_ROW = 3
 IDLE_S, LONGEST_IDLE_S = 0.5, 5.0  # a thousand idle agents must not keep a storage busy
 PERCENTAGE = "prune.percentage"
 NO_FAULT = (KeyboardInterrupt, StoreError, TrackingError, HandedBack)  # of the trial that is cut
+# The machine's, the storage's, the card's, which is of no more use to this process: it ends, and
+# the try counts, for the trial may be what brings it about.
+NOT_ITS_OWN = (OSError, *FAILURES, torch.AcceleratorError)
 
 
 @dataclass
@@ -262,8 +267,10 @@ class Agent:
         except NO_FAULT:
             self.ledger.hand_back(trial)
             raise
-        except (HarnessError, RuntimeError) as error:  # RuntimeError: torch, out of memory included
-            return self._give_up(trial, str(error))
+        except NOT_ITS_OWN:
+            raise
+        except Exception as error:  # torch's, out of memory included; a person's own code's, any
+            return self._give_up(trial, described(error))
         result = result_of(done, time.perf_counter() - start)
         self.ledger.finish(trial, result, self.question.values(result.last),
                            self.question.excess(result.last))

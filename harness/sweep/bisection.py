@@ -1,8 +1,8 @@
 """Binary search on the percentage: the largest at which the accuracy holds.
 
 Every probe follows from those before it. `exact` halves what is left of low, low + step, ..., high;
-`origin` goes the way of ADaPT's Binary_Search, which rounds up to multiples of the step, ends when
-a probe would repeat the one before it, and so never tries `low`.
+`origin` goes the way of ADaPT's Binary_Search, which rounds up to multiples of the step, and so
+never tries `low`; it ends when a probe would be one that was tried.
 """
 
 from collections.abc import Sequence
@@ -41,11 +41,12 @@ def _exact(search: Search, held: Sequence[bool]) -> float | None:
 
 def _origin(search: Search, held: Sequence[bool]) -> float | None:
     lower, upper, probe = search.low, search.high, search.start
+    tried = {probe}
     for has_held in held:
         lower, upper = (probe, upper) if has_held else (lower, probe)
         other = upper if has_held else lower
-        following = search.step * ceil((other + probe) / 2 / search.step - SLACK)
-        if following == probe:
+        probe = round(search.step * ceil((other + probe) / 2 / search.step - SLACK), 9)
+        if probe in tried:
             return None
-        probe = following
+        tried.add(probe)
     return probe

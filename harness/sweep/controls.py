@@ -13,12 +13,12 @@ from hashlib import sha256
 from typing import Any
 
 from harness.config import RunConfig, apply, control_of
-from harness.errors import ClaimLost, HandedBack, HarnessError
+from harness.errors import ClaimLost, HandedBack, HarnessError, described
 from harness.experiment import Experiment, Trial
 from harness.journal import Journal, ending
 from harness.runtime import memory_let_go
 from harness.settings import SCRATCH
-from harness.sweep.agent import IDLE_S, NO_FAULT, Agent, failed_line
+from harness.sweep.agent import IDLE_S, NO_FAULT, NOT_ITS_OWN, Agent, failed_line
 from harness.sweep.claims import Claim
 from harness.sweep.ledger import Ledger
 from harness.sweep.results import AGAIN, Final, Result, result_of
@@ -134,11 +134,11 @@ class Controls:
                          if name == SCRATCH else
                          agent.walk(run_id, config, claim, macs=self.champion.macs,
                                     experiment=experiment))
-        except (*NO_FAULT, ClaimLost):
+        except (*NO_FAULT, *NOT_ITS_OWN, ClaimLost):
             raise
-        except (HarnessError, RuntimeError) as error:  # the trials are none the worse for it
-            agent.screen.trial_done(failed_line(place, "control", shown, str(error)))
-            self._failed[task] = Control(name, run_id, None, str(error), number)
+        except Exception as error:  # the trials are none the worse for it
+            agent.screen.trial_done(failed_line(place, "control", shown, described(error)))
+            self._failed[task] = Control(name, run_id, None, described(error), number)
             return self._failed[task]
         result = result_of(trial, time.perf_counter() - start)
         control = Control(name, run_id, result, "", number)

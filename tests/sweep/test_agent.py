@@ -68,9 +68,67 @@ def test_a_trial_without_memory_fails_lets_it_go_and_the_agent_lives(
     assert len(kept) == 2
     assert begun[0] > 3
     failed, = (t for t in machine.ledger(study).trials() if t.state.name == "FAIL")
-    assert failed.user_attrs["reason"] == "CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert failed.user_attrs["reason"].startswith(
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB (")
     run, = (run for run in machine.runs("trial") if run.status == "FAILED")
     assert run.tags["reason"] == failed.user_attrs["reason"]
+
+
+@pytest.mark.rows("R106")
+@pytest.mark.parametrize("error", [ValueError("my own mistake"), KeyError("labels"), MemoryError(),
+                                   RuntimeError("shapes differ")], ids=repr)
+def test_whatever_a_persons_network_raises_fails_its_trial_and_the_control_alone(
+        error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason has the kind, the words and the place; the run has the traceback."""
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=2, controls=["random"])
+    train, begun = training.train, [0]
+
+    def failing(*given: Any, **more: Any) -> Any:
+        begun[0] += 1
+        if begun[0] == 3 or machine.runs("control"):
+            raise error
+        return train(*given, **more)
+
+    monkeypatch.setattr(training, "train", failing)
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 2
+    failed, = (t for t in machine.ledger(study).trials() if t.state.name == "FAIL")
+    reason = failed.user_attrs["reason"]
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    assert reason.startswith(f"{said} (")
+    assert "test_agent.py, line " in reason
+    runs = [run for run in machine.runs("trial") + machine.runs("control")
+            if run.status == "FAILED"]
+    assert [run.role for run in runs] == ["trial", "control"]
+    assert all(run.tags["reason"] == reason for run in runs)
+    assert all("in failing" in str(run.files["traceback.txt"]) for run in runs)
+    assert f"trial {ordinal_of(failed)} failed: {reason}" in outcome.notes
+    assert f"control random failed: {reason}" in outcome.notes
+    assert machine.runs("study")[0].status == "FINISHED"
+
+
+def test_a_card_that_failed_ends_the_process_and_its_trial_is_tried_again(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later call of the card would fail, and trials with it that are none the worse."""
+    machine, study = Machine(tmp_path), tiny.study(trials=2, controls=[])
+    assert not Experiment(study.base, stages(tmp_path)).baseline.reused
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", broken)
+        with pytest.raises(torch.AcceleratorError):
+            machine.conduct(study)
+    trial, = machine.ledger(study).trials()
+    assert not trial.state.is_finished()
+    assert trial.user_attrs["tries"] == 1
+    assert [run.status for run in machine.runs("trial")] == ["FAILED"]
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 2
+    assert {run.status for run in machine.runs("trial")} == {"FINISHED"}
+    assert not any(run.tags.get("reason") for run in machine.runs("trial"))
 
 
 def test_three_failures_in_a_row_stop_the_study(tmp_path: Path) -> None:

@@ -41,6 +41,28 @@ def test_the_origins_way_finds_it_too_but_for_the_lowest(limit: int) -> None:
     assert max(p for p in tried if p <= limit) == min(limit, 95)
 
 
+@pytest.mark.parametrize("grid", [(5, 95, 5, 50), (10, 90, 10, 60), (2.4, 96, 2.4, 48),
+                                  (0.7, 98.7, 0.7, 49), (20, 80, 20, 80)])
+@pytest.mark.parametrize("limit", [*range(0, 100, 5), 57])
+def test_no_way_tries_a_percentage_twice_or_one_that_is_not_on_its_grid(
+        grid: tuple[float, float, float, float], limit: float) -> None:
+    """After 50, 75, 65, 60 and 55 the origin would try 60 again, and learn nothing."""
+    low, high, step, start = grid
+    for way in ("exact", "origin"):
+        search = Search.model_validate({"low": low, "high": high, "step": step, "start": start,
+                                        "path": way})
+        tried = path(search, lambda percentage: percentage <= limit)
+        assert len(tried) == len(set(tried))
+        assert set(tried) <= set(percentages(search))
+
+
+def test_a_grid_beside_the_multiples_is_not_for_the_origins_way() -> None:
+    grid = {"low": 7, "high": 97, "start": 52}
+    Search.model_validate(grid)
+    with pytest.raises(ValueError, match=r"low \(7\) must be a multiple of step \(5\)"):
+        Search.model_validate({**grid, "path": "origin"})
+
+
 @pytest.mark.rows("R108")
 @pytest.mark.parametrize("way", ["exact", "origin"])
 def test_the_first_that_holds_may_be_enough(way: str) -> None:
