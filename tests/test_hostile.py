@@ -883,7 +883,7 @@ def test_the_verb_ui_starts_its_server_on_127_0_0_1(
         commands.append(command)
         raise TrackingError("caught")
 
-    monkeypatch.setattr(tracking.subprocess, "Popen", caught)
+    monkeypatch.setattr(subprocess, "Popen", caught)
     with pytest.raises(TrackingError, match="caught"):
         tracking.serve(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, 5999)
     command = commands[-1]

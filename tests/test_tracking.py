@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -29,6 +30,7 @@ from harness.tracking import (
     MlflowTracker,
     Point,
     Tracker,
+    contact,
     launcher,
     link_launcher,
     resolve_uri,
@@ -37,7 +39,7 @@ from harness.tracking import (
 )
 
 AnyTracker = MlflowTracker | MemoryTracker
-ROOT = Path(tracking.__file__).parents[1]
+ROOT = Path(tracking.__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -402,9 +404,9 @@ class TestModels:
     def test_a_full_disk_is_told_before_torch_writes_and_ends_the_process(
         self, mlflow_tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        usage = tracking.shutil.disk_usage
+        usage = shutil.disk_usage
         monkeypatch.setattr(
-            tracking.shutil, "disk_usage", lambda path: usage(path)._replace(free=10**6)
+            shutil, "disk_usage", lambda path: usage(path)._replace(free=10**6)
         )
         monkeypatch.setattr(torch.export, "save", None)
         with pytest.raises(TrackingError, match="keep the model pruned: the disk is full"):
@@ -545,7 +547,7 @@ class TestOpening:
     def test_a_server_that_does_not_answer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(tracking._IMPATIENT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        monkeypatch.setitem(contact._IMPATIENT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         with closing(socket.socket()) as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()
