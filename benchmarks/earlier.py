@@ -35,7 +35,7 @@ def shared(size: str) -> Iterator[Record]:
     with tempfile.TemporaryDirectory() as place:
         walk = sharing.shared(study, Path(place) / "walk", 1)
         curve = sharing.shared(sharing.study_of(levels()[:number]), Path(place) / "curve", 1)
-    how = (f"epochs counted, not timed: a fixed list of {number} settings, one agent, "
+    how = (f"epochs counted, not timed: a fixed list of {number} settings, whole steps, one agent, "
            f"{walk.naive} against {walk.epochs}")
     records = [
         Record(2, "epochs without sharing / with it", ">=", 2.5, walk.naive / walk.epochs, "x",

@@ -4,6 +4,7 @@
 and every setting alone, without a store and with a baseline of its own. Epochs are counted, not
 timed, and every setting's weights are compared to the bit. `--draws 1000` tells what other lists
 would have shared: all settings of the ladders are walked once, and lists drawn from them counted.
+Steps are whole (`prune.iterations`); `--iterations exact` cuts each walk's last one short.
 """
 
 import argparse
@@ -69,8 +70,9 @@ def drawn(ladders: Mapping[str, Sequence[Any]], count: int, random: Random,
     return found
 
 
-def study_of(listed: Sequence[dict[str, Any]]) -> Study:
-    base = apply(load_run("vgg16_digits", known=Known(**known_names())), SMALL)
+def study_of(listed: Sequence[dict[str, Any]], iterations: str = "whole") -> Study:
+    base = apply(load_run("vgg16_digits", known=Known(**known_names())),
+                 {**SMALL, "prune.iterations": iterations})
     config = {"name": "sharing", "config": "sharing", "space": LADDERS, "controls": [],
               "budget": {"flops": 0.9}, "enqueue": list(listed), "trials": len(listed),
               "sampler": {"name": "random"}}
@@ -138,12 +140,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--agents", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--iterations", choices=["whole", "exact"], default="whole",
+                        help="exact: last steps are cut short to meet the percentage")
     parser.add_argument("--draws", type=int, default=0, help="lists to count besides")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
     listed = drawn(LADDERS, asked.trials, Random(0))
-    study = study_of(listed)
+    study = study_of(listed, asked.iterations)
     with tempfile.TemporaryDirectory() as place:
         walks = [shared(study, Path(place) / str(n), n) for n in asked.agents]
     found = [alone(study.base, given) for given in listed]

@@ -337,8 +337,8 @@ class Prune(Section):
     """Filters removed in all, in percent; the run stops there."""
     percentage_of: Resource = "filters"
     """What the percentage is of, if not of filters."""
-    iterations: Literal["exact", "origin"] = "exact"
-    """Meet the percentage; or make the number of steps that the first seeds' loop made."""
+    iterations: Literal["exact", "whole", "origin"] = "exact"
+    """Meet the percentage; or pass it by a whole step; or make as many as the first seeds' loop."""
     ratios: dict[str, Share] = {}
     """Instead of a percentage: share of its channels removed, by module, in one step."""
     scope: Literal["global", "local"] = "global"

@@ -63,7 +63,7 @@ from harness.graphs import traced
 from harness.runtime import seed_of, seeded
 from harness.store import NoStore, Record, Store, key_of
 
-ITERATIONS = ("exact", "origin")
+ITERATIONS = ("exact", "whole", "origin")
 RANKINGS, RANKING_MODES = ("merged", "pass"), ("eval", "train")
 Observe = Callable[[], AbstractContextManager[object]]
 Made = tuple[nn.Module, "list[EpochRow]", dict[str, Any]]  # network, its epochs, more facts
@@ -111,8 +111,9 @@ class Settings:
     last step is cut short to meet either. ratios: instead, {layer or parent module: share of its
     channels to remove}, in one step.
     filters_per_step: so many go in a step; or `step`, {resource: amount}, see `Budget`.
-    iterations: 'exact' meets the percentage; 'origin' makes as many whole steps as the first
-    seeds' loop, see `origin_iterations`.
+    iterations: 'exact' meets the percentage; 'whole' cuts no step short, so that the percentage is
+    passed by less than a step, and walks to different ones are the same as far as they go; 'origin'
+    makes as many whole steps as the first seeds' loop, see `origin_iterations`.
     scope, layer_types, only_follow: as `prune` takes them. one_by_one: within a step, score anew
     after every single removal, activations included.
     fold: as `prune` takes it. norm_batches: of the ranking data, on which batch norms are measured
@@ -618,7 +619,9 @@ class Goal:
     def ends_step(self, now: Counts) -> Callable[[Counts], bool]:
         """Whether a step that begins with these counts has taken its share, or the walk ends."""
         resource, left = self._after_step(now)
-        return lambda counts: left_of(counts, resource) <= left or bool(self.met(counts))
+        is_whole = self._settings.iterations == "whole"
+        return lambda counts: left_of(counts, resource) <= left or (
+            not is_whole and bool(self.met(counts)))
 
     def asked(self, before: Counts, after: Counts) -> dict[str, float]:
         """Share of the whole network that was to be gone after the step between these.

@@ -277,6 +277,24 @@ def test_the_origins_loop_makes_its_number_of_steps() -> None:
     assert end.reached
 
 
+@pytest.mark.rows("R032")
+def test_whole_steps_pass_the_percentage_and_are_the_same_for_all_percentages() -> None:
+    """32 filters, 5 a step: 50 % are passed at 12 left, 70 % at 7; cut short at 16 and at 9."""
+    def walked(percentage: float, iterations: str) -> tuple[list[int], list[str]]:
+        found, end = steps(NoStore(), Work(epochs=0), Settings(
+            5, percentage, criterion="l1", iterations=iterations))
+        assert end.reached
+        return [s.filters for s in found], [s.stage.key for s in found]
+
+    half, half_keys = walked(50, "whole")
+    more, more_keys = walked(70, "whole")
+    assert (half, more) == ([32, 27, 22, 17, 12], [32, 27, 22, 17, 12, 7])
+    assert more_keys[:5] == half_keys
+    short, short_keys = walked(50, "exact")
+    assert short == [32, 27, 22, 17, 16]
+    assert [a == b for a, b in zip(short_keys, more_keys)] == [True, True, True, True, False]
+
+
 @pytest.mark.rows("R039")
 def test_ratios_are_met_in_one_step() -> None:
     ratios = {"0": 0.5, "3": 0.25, "7": 0.9}
