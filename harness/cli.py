@@ -281,7 +281,8 @@ def baseline(config: str, overrides: Sequence[str], home: str | None) -> None:
         experiment = Experiment(loaded, stages(_home_of(home), say=screen.message), screen)
         stage, whole = experiment.baseline, experiment.whole
     console.table(f"baseline of {loaded.name}", ["what", "value"], [
-        ["validation accuracy", percent(stage.accuracy)], ["MACs per picture", count(whole.macs)],
+        [f"{experiment.data.measure} (validation)", percent(stage.accuracy)],
+        ["MACs per picture", count(whole.macs)],
         ["FLOPs per picture (2 x MACs)", count(whole.flops)], ["parameters", count(whole.params)],
         ["filters", str(whole.filters)], ["stage", stage.key],
         ["made", "found in the store" if stage.reused else "just now"],

@@ -7,10 +7,10 @@ from harness.analysis.costs import Sheet
 from harness.console import count, percent
 from harness.tracking import Written
 
-# Metric -> title, and how it is shown.
+# Metric -> title, and how it is shown; {} is what accuracy is in these runs.
 MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "final_val_accuracy": ("accuracy (validation)", percent),
-    "final_test_accuracy": ("accuracy (test)", percent),
+    "final_val_accuracy": ("{} (validation)", percent),
+    "final_test_accuracy": ("{} (test)", percent),
     "final_flops": ("FLOPs per picture", count),
     "final_flops_reduction": ("FLOPs removed", percent),
     "final_params": ("parameters", count),
@@ -23,10 +23,15 @@ MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
 def side_by_side(runs: Sequence[Written]) -> Sheet:
     """One column a run; measures that no run has are left out."""
     rows = [["study", *(run.study for run in runs)], ["status", *(run.status for run in runs)]]
+    told = {run.measure for run in runs}
+    measure = next(iter(told)) if len(told) == 1 else ""
+    if not measure and any(told):
+        rows.append(["accuracy is", *(run.measure or "-" for run in runs)])
     for metric, (title, show) in MEASURES.items():
         found = [run.metrics.get(metric) for run in runs]
         if any(value is not None for value in found):
-            rows.append([title, *("-" if value is None else str(show(value)) for value in found)])
+            rows.append([title.format(measure or "accuracy"), *(
+                "-" if value is None else str(show(value)) for value in found)])
     keys = sorted({key for run in runs for key in run.params})
     for key in keys:
         values = [run.params.get(key, "-") for run in runs]

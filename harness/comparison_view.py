@@ -38,6 +38,7 @@ def build(
     varied: Sequence[str] | None = None,
     kind: str = "pareto",
     accuracy: str = "val_accuracy",
+    measure: str = "top-1 accuracy",
     now_ms: int | None = None,
 ) -> View:
     """The view of one study: its charts, its columns, its trials and controls beside the baseline.
@@ -50,10 +51,11 @@ def build(
         kind: of the study. In a budget study all networks have lost nearly all FLOPs, so they are
             told apart by how many times fewer they have; else by the share that is gone.
         accuracy: the per-step metric to compare by; its summary is `final_` + this name.
+        measure: what that accuracy is, in words: titles say it, since metrics have one name.
         now_ms: when the view was made, by default now.
     """
     made_ms = int(time.time() * 1000) if now_ms is None else now_ms
-    page = state(study, settings, accuracy, settings if varied is None else varied, kind)
+    page = state(study, settings, accuracy, settings if varied is None else varied, kind, measure)
     packed = base64.b64encode(zlib.compress(json.dumps(page).encode()))
     saved = {
         "name": f"harness: {study}",
@@ -73,7 +75,12 @@ def view_key(study: str) -> str:
 
 
 def state(
-    study: str, settings: Sequence[str], accuracy: str, varied: Sequence[str], kind: str
+    study: str,
+    settings: Sequence[str],
+    accuracy: str,
+    varied: Sequence[str],
+    kind: str,
+    measure: str,
 ) -> Json:
     """The page's state, before it is packed."""
     final = f"final_{accuracy}"
@@ -100,10 +107,10 @@ def state(
         "columnOrder": columns,
         "columnWidths": {column: _WIDTHS[column.partition(".")[0]] for column in columns},
         "runsHiddenMode": "SHOW_ALL",
-        "compareRunCharts": _charts(study, settings, accuracy, varied, kind),
+        "compareRunCharts": _charts(study, settings, accuracy, varied, kind, measure),
         "compareRunSections": [
             # The page puts its sections in the order of their names.
-            _section(_COMPARED, "Accuracy against compute", columns=2, height=420),
+            _section(_COMPARED, f"Against compute: {measure}", columns=2, height=420),
             _section(_SETTINGS, "By setting", columns=1, height=460),
             _section(_PICTURED, "Channels left in each layer", columns=1, height=700),
         ],
@@ -136,14 +143,19 @@ def _section(uuid: str, name: str, *, columns: int, height: int) -> Json:
 
 
 def _charts(
-    study: str, settings: Sequence[str], accuracy: str, varied: Sequence[str], kind: str
+    study: str,
+    settings: Sequence[str],
+    accuracy: str,
+    varied: Sequence[str],
+    kind: str,
+    measure: str,
 ) -> list[Json]:
     final, reduction = f"final_{accuracy}", "final_flops_reduction"
     fewer = "final_flops_factor" if kind == "budget" else reduction
     charts: list[Json] = [
         {
             "type": "LINE",
-            "displayName": f"{accuracy} while FLOPs fall",
+            "displayName": f"{measure} (validation) while FLOPs fall",
             "metricKey": accuracy,
             "selectedMetricKeys": [accuracy],
             "lineSmoothness": 0,
@@ -161,26 +173,27 @@ def _charts(
         },
         {
             "type": "SCATTER",
-            "displayName": "final: accuracy against FLOPs removed",
+            "displayName": f"final: {measure} against FLOPs removed",
             "xaxis": {"key": fewer, "type": "METRIC"},
             "yaxis": {"key": final, "type": "METRIC"},
         },
     ]
     charts += [
-        _bar(f"compared_{accuracy}"),  # of the baseline, the champion and its controls
+        # Of the baseline, the champion and its controls.
+        _bar(f"compared_{accuracy}", f"compared: {measure}"),
         {
             "type": "SCATTER",
-            "displayName": "final: accuracy against measured time",
+            "displayName": f"final: {measure} against measured time",
             "xaxis": {"key": "final_latency_ms", "type": "METRIC"},
             "yaxis": {"key": final, "type": "METRIC"},
         },
-        _bar(final),
+        _bar(final, f"final: {measure}"),
     ]
     if len(varied) > 1:
         charts.append(
             {
                 "type": "CONTOUR",
-                "displayName": f"{final} over {varied[0]} and {varied[-1]}",
+                "displayName": f"final: {measure} over {varied[0]} and {varied[-1]}",
                 "xaxis": {"key": varied[-1], "type": "PARAM"},
                 "yaxis": {"key": varied[0], "type": "PARAM"},
                 "zaxis": {"key": final, "type": "METRIC"},
@@ -217,8 +230,8 @@ def _charts(
     ]
 
 
-def _bar(metric: str) -> Json:
-    return {"type": "BAR", "displayName": metric, "metricKey": metric}
+def _bar(metric: str, title: str) -> Json:
+    return {"type": "BAR", "displayName": title, "metricKey": metric}
 
 
 def _card(study: str, chart: Json, *, section: str) -> Json:

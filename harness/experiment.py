@@ -558,8 +558,9 @@ class Experiment:
             identity={"data": self.chosen.fingerprint, "bits": self._root["bits"],
                       "memory_format": self.config.memory_format},
             told=watcher.epoch if watcher else lambda done, total, text: None)
-        found = measured.measure(ratios, scores=scores, criterion=self.config.prune.criterion,
-                                 kinds=kinds, rule=rule)
+        found = replace(measured.measure(
+            ratios, scores=scores, criterion=self.config.prune.criterion, kinds=kinds, rule=rule),
+            measure=self.data.measure)
         if flops is None:
             return found, None
         floors = self._settings.floors.by_name(lab.graph)

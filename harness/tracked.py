@@ -43,7 +43,7 @@ def tracked(config: RunConfig, role: str, home: Path, open_tracker: Callable[[],
         tracker.log_text(run_id, to_yaml(config), "config.yaml")
         screen.study(identity, 0, 1)
         experiment = Experiment(config, stages(home, say=screen.message), screen, team)
-        tracker.set_tags(run_id, facts(experiment.device))
+        tracker.set_tags(run_id, {**facts(experiment.device), "measure": experiment.data.measure})
         with memory_let_go():
             screen.baseline(f"accuracy {percent(experiment.baseline.accuracy)}")
         yield Tracked(tracker, run_id, experiment)

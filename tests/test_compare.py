@@ -29,6 +29,17 @@ def test_a_table_has_the_measures_that_any_run_has_and_the_settings_that_differ(
 
 
 @pytest.mark.rows("R130")
+def test_runs_are_compared_by_what_was_measured_and_several_measures_are_told_apart() -> None:
+    """One measure is in the title; of two, each run says its own."""
+    iou, top = (run(name, measure=measure, metrics={"final_val_accuracy": 0.5})
+                for name, measure in (("a", "mean IoU"), ("b", "top-1 accuracy")))
+    assert [row[0] for row in side_by_side([iou, iou]).rows[2:]] == ["mean IoU (validation)"]
+    assert side_by_side([iou, top]).rows[2:] == [
+        ["accuracy is", "mean IoU", "top-1 accuracy"],
+        ["accuracy (validation)", "50.00 %", "50.00 %"]]
+
+
+@pytest.mark.rows("R130")
 def test_runs_are_found_by_id_by_its_beginning_and_by_study_and_name(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'm.db'}"
     tracker = MlflowTracker.open(uri, "here", tmp_path)

@@ -97,6 +97,17 @@ def test_bars_stand_for_the_champion_and_its_controls_and_for_all() -> None:
     assert names == ["compared_val_accuracy", "final_val_accuracy"]
 
 
+def test_titles_name_the_measure_where_pixels_have_classes() -> None:
+    """The metrics have one name over all studies; what a person reads is what was measured."""
+    state = state_of(LADDERS, kind="budget", measure="mean IoU")
+    assert state["compareRunSections"][0]["name"] == "Against compute: mean IoU"
+    titles = [chart["displayName"] for chart in state["compareRunCharts"]]
+    assert titles[:5] == [
+        "mean IoU (validation) while FLOPs fall", "final: mean IoU against FLOPs removed",
+        "compared: mean IoU", "final: mean IoU against measured time", "final: mean IoU"]
+    assert not [title for title in titles if "accuracy" in title]
+
+
 def test_the_same_study_gives_the_same_view() -> None:
     assert build("a", settings=LADDERS, now_ms=7) == build("a", settings=LADDERS, now_ms=7)
     assert build("a", settings=LADDERS).key != build("b", settings=LADDERS).key

@@ -107,7 +107,7 @@ def test_typed_it_prints_tables_and_where_the_files_are(tmp_path: Path,
         main(["sensitivity", "tiny", "--ratios", "0.2,0.5", "--flops", "0.6", "--rule", "count"])
     out, err = capsys.readouterr()
     assert ended.value.code == 0
-    for words in ("accuracy on validation with zeros in one layer", "accuracy drop in points",
+    for words in ("accuracy on validation with zeros in one layer", "drop of top-1 accuracy in",
                   "suggested for 60.00 % of the FLOPs", "prune.ratios={"):
         assert words in out, words
     assert "7 curves, 0 of them found in the store" in err

@@ -24,6 +24,8 @@ from harness.engine.oracle import loss_changes, sample, spearman
 from harness.errors import GraphError
 from harness.store import write_whole
 
+LEAST = 3  # channels of a group whose ranks say something
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -104,8 +106,8 @@ def compare(model: nn.Module, graph: Graph, plan: Plan, batches: Iterable[Batch]
 
 
 def agreement(a: Scores, b: Scores) -> Agreement:
-    """Of two scorings of the same channels: within groups (of three or more), and overall."""
-    inside = [(spearman(a[g], b[g]), len(a[g])) for g in a if len(a[g]) > 2]
+    """Of two scorings of the same channels: within groups (of LEAST or more), and overall."""
+    inside = [(spearman(a[g], b[g]), len(a[g])) for g in a if len(a[g]) >= LEAST]
     inside = [(rho, size) for rho, size in inside if not math.isnan(rho)]
     channels = sum(size for _, size in inside)
     within = sum(rho * size for rho, size in inside) / channels if channels else float("nan")
@@ -115,10 +117,12 @@ def agreement(a: Scores, b: Scores) -> Agreement:
 def tables(found: Comparison) -> list[Sheet]:
     """For the screen: correlation between criteria, agreement with the oracle, stability."""
     heads = tuple(str(n + 1) for n in range(len(found.criteria)))
+    inside = [found.correlation[a][b].within for a in found.criteria for b in found.criteria]
     correlation = Sheet(
         "rank correlation between criteria, within groups", ("", "criterion", *heads),
         tuple((heads[n], a, *(_shown(found.correlation[a][b].within) for b in found.criteria))
-              for n, a in enumerate(found.criteria)))
+              for n, a in enumerate(found.criteria)),
+        _all_alike(inside))
     sampled = sum(map(len, found.sampled.values()))
     best = sorted(found.oracle, key=lambda name: _order(found.oracle[name]))
     oracle = Sheet(
@@ -126,7 +130,7 @@ def tables(found: Comparison) -> list[Sheet]:
         tuple((name, _shown(found.oracle[name].within), _shown(found.oracle[name].overall))
               for name in best),
         (f"oracle: |change of the loss| when a channel is silenced; {sampled} channels, "
-         f"{found.batches} batches of the ranking data.",))
+         f"{found.batches} batches of the ranking data.", *_too_few(found)))
     counts = sorted({s.batches for rows in found.stability.values() for s in rows})
     stability = Sheet(
         "stability against the number of batches",
@@ -134,6 +138,7 @@ def tables(found: Comparison) -> list[Sheet]:
         tuple((name, *_by_batches(rows, counts)) for name, rows in found.stability.items()),
         ("rank correlation within groups with the scores of all batches / overlap of the lowest "
          f"{found.share:.0%} of the channels.",
+         *_all_alike([s.within for rows in found.stability.values() for s in rows]),
          *(f"not compared: {name}: {why}" for name, why in found.left_out.items())))
     return [correlation, oracle, stability]
 
@@ -205,6 +210,24 @@ def _lowest(scores: Tensor, share: float) -> set[int]:
 
 def _joined(scores: Scores, order: Iterable[str]) -> Tensor:
     return torch.cat([torch.zeros(0), *(scores[group] for group in order)])
+
+
+def _all_alike(within: Iterable[float]) -> tuple[str, ...]:
+    """Why nothing can be ranked inside groups, where all their channels were scored."""
+    why = f"-: there is no group of {LEAST} channels or more that both scores tell apart."
+    return (why,) if any(map(math.isnan, within)) else ()
+
+
+def _too_few(found: Comparison) -> list[str]:
+    """Why the sample says nothing within groups."""
+    if not any(math.isnan(each.within) for each in found.oracle.values()):
+        return []
+    most = max(map(len, found.sampled.values()), default=0)
+    if most >= LEAST:
+        return [f"-: in no group of {LEAST} sampled channels or more do scores and changes differ."]
+    return [f"within groups: -, since ranks need {LEAST} channels of a group, and the sample has "
+            f"at most {most} of any: it is spread over {len(found.sampled)} groups. A larger one "
+            "(--sample) has more of each."]
 
 
 def _by_batches(rows: Iterable[Stability], counts: Iterable[int]) -> list[str]:

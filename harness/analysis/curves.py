@@ -1,6 +1,7 @@
 """Accuracy against what is removed, what is left, what training took, and the time measured.
 
 Units: accuracy and shares in [0, 1], drawn as percent; FLOPs are 2 x MACs; M is 10^6, G 10^9.
+measure: what accuracy is, in words, as `Data.measure` has it: axes say it, columns stay `accuracy`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (7.4, 3.9)
-VALIDATION = "accuracy on validation"
+TOP_1 = "top-1 accuracy"
 ASIDE = 0.05  # inches between controls of the same FLOPs
 
 
@@ -79,7 +80,7 @@ def rows_of(curves: Sequence[Curve]) -> list[list[object]]:
              s.filters, s.latency_ms, s.training_flops] for c in curves for s in c.spots]
 
 
-def accuracy_removed(curves: Sequence[Curve], baseline: Spot) -> Picture:
+def accuracy_removed(curves: Sequence[Curve], baseline: Spot, *, measure: str = TOP_1) -> Picture:
     """Against the share of the filters that are gone; after retraining, and of the champion right
     after each cut."""
 
@@ -99,14 +100,15 @@ def accuracy_removed(curves: Sequence[Curve], baseline: Spot) -> Picture:
         percent_axis(axes.xaxis)
         percent_axis(axes.yaxis)
         axes.set_xlabel("convolution filters removed")
-        axes.set_ylabel(VALIDATION)
+        axes.set_ylabel(f"{measure} on validation")
         axes.set_xlim(left=0)
         legend(axes, figure)
 
     return Picture("accuracy_vs_filters_removed", SIZE, draw, COLUMNS, rows_of(curves))
 
 
-def accuracy_flops(curves: Sequence[Curve], baseline: Spot, budget: float | None = None) -> Picture:
+def accuracy_flops(curves: Sequence[Curve], baseline: Spot, budget: float | None = None, *,
+                   measure: str = TOP_1) -> Picture:
     """Against the FLOPs of a picture, on a logarithmic axis; controls with their spread."""
 
     def draw(figure: "Figure") -> None:
@@ -120,15 +122,15 @@ def accuracy_flops(curves: Sequence[Curve], baseline: Spot, budget: float | None
             axes.axvline(budget * baseline.flops / size, color=BLACK, lw=0.8, ls=":",
                          label=f"budget: {budget:.3g} of the baseline's")
         percent_axis(axes.yaxis)
-        aside = "; controls are drawn aside" if len(_looks(curves)) > 1 else ""
+        aside = ";\ncontrols are drawn aside" if len(_looks(curves)) > 1 else ""
         axes.set_xlabel(f"FLOPs per picture ({unit}, 2 x MACs; logarithmic{aside})")
-        axes.set_ylabel(VALIDATION)
+        axes.set_ylabel(f"{measure} on validation")
         legend(axes, figure)
 
     return Picture("accuracy_vs_flops", SIZE, draw, COLUMNS, rows_of(curves))
 
 
-def accuracy_training(curves: Sequence[Curve], baseline: Spot) -> Picture:
+def accuracy_training(curves: Sequence[Curve], baseline: Spot, *, measure: str = TOP_1) -> Picture:
     """Against all the FLOPs of training so far, the baseline's with them."""
 
     spent = [s.training_flops for c in curves for s in c.spots if s.training_flops is not None]
@@ -142,15 +144,15 @@ def accuracy_training(curves: Sequence[Curve], baseline: Spot) -> Picture:
         _lines(axes, curves, value)
         _baseline(axes, baseline, value)
         percent_axis(axes.yaxis)
-        axes.set_xlabel(f"FLOPs of training so far ({unit}; forward and backward, with the "
-                        "baseline's)")
-        axes.set_ylabel(VALIDATION)
+        axes.set_xlabel(f"FLOPs of training so far ({unit}; forward and backward,\n"
+                        "with the baseline's)")
+        axes.set_ylabel(f"{measure} on validation")
         legend(axes, figure)
 
     return Picture("accuracy_vs_training_gflops", SIZE, draw, COLUMNS, rows_of(curves))
 
 
-def accuracy_latency(curves: Sequence[Curve], baseline: Spot) -> Picture:
+def accuracy_latency(curves: Sequence[Curve], baseline: Spot, *, measure: str = TOP_1) -> Picture:
     """Against milliseconds of one picture, measured where each network was made."""
 
     def draw(figure: "Figure") -> None:
@@ -159,14 +161,15 @@ def accuracy_latency(curves: Sequence[Curve], baseline: Spot) -> Picture:
         percent_axis(axes.yaxis)
         axes.set_xlim(0, 1.08 * axes.dataLim.x1)
         axes.set_xlabel("latency of one picture (ms, measured)")
-        axes.set_ylabel(VALIDATION)
+        axes.set_ylabel(f"{measure} on validation")
         legend(axes, figure)
 
     return Picture("accuracy_vs_latency", SIZE, draw, COLUMNS, rows_of(curves))
 
 
 def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: str,
-                asked: Sequence[float] = (), holds: Sequence[bool] = ()) -> Picture:
+                asked: Sequence[float] = (), holds: Sequence[bool] = (), *,
+                measure: str = TOP_1) -> Picture:
     """What a search has paid when it knew what: epochs[i] were trained for trial i.
 
     answers: the best answer after each trial (None: none yet); what: its name. asked, holds: of a
@@ -175,6 +178,8 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
     paid = [sum(epochs[:n + 1]) for n in range(len(epochs))]
 
     def draw(figure: "Figure") -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.add_subplot()
         known = [(x, y) for x, y in zip(paid, answers) if y is not None]
         if known:
@@ -184,7 +189,7 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
             axes.text(0.5, 0.5, "no trial has an answer yet", transform=axes.transAxes,
                       ha="center", va="center")
             axes.set_ylim(0, 1)
-        for held, marker, colour, label in ((True, "o", GREEN, "kept the accuracy"),
+        for held, marker, colour, label in ((True, "o", GREEN, f"kept the {measure}"),
                                             (False, "x", RED, "did not")):
             tried = [(x, y) for x, y, h in zip(paid, asked, holds) if h is held]
             if tried:
@@ -192,6 +197,7 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
         axes.plot(paid, [0.0] * len(paid), ls="", marker="|", color=BLACK, ms=7, clip_on=False,
                   transform=axes.get_xaxis_transform(), label="a trial ends")
         percent_axis(axes.yaxis)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epochs of retraining and fine-tuning so far (shared ones once)")
         axes.set_ylabel(what)
         legend(axes, figure)

@@ -192,13 +192,15 @@ def changed_most(inputs: Tensor, targets: Tensor, before: Judgement, after: Judg
             truth = "" if of_pixels else f", true: {short_label(labels[int(targets[n])], 10)}"
             axes.set_title(f"no. {n}{truth}", fontsize=7.5)
             for line, judged in enumerate((before, after)):
-                said = "" if of_pixels else f" {short_label(labels[int(judged.predicted[n])], 10)}"
                 is_right = of_pixels or int(judged.predicted[n]) == int(targets[n])
-                mark = "" if of_pixels else "✓" if is_right else "✗"
-                axes.text(0.5, -0.04 - 0.15 * line, f"{'before' if not line else 'after'}: "
-                          f"{mark}{said} ({float(judged.trust[n]):.0%})",
-                          transform=axes.transAxes, ha="center", va="top", fontsize=7.5,
-                          color=BLACK if of_pixels else GREEN if is_right else RED)
+                answer = short_label(labels[int(judged.predicted[n])], 10)
+                said = "" if of_pixels else f"{'✓' if is_right else '✗'} {answer} "
+                # In points: of oblong pictures the axes are lower than the letters want.
+                axes.annotate(f"{'before' if not line else 'after'}: "
+                              f"{said}({float(judged.trust[n]):.0%})", (0.5, 0),
+                              xycoords="axes fraction", xytext=(0, -3 - 12 * line),
+                              textcoords="offset points", ha="center", va="top", fontsize=7.5,
+                              color=BLACK if of_pixels else GREEN if is_right else RED)
         what = "mean probability of the true classes" if of_pixels else "probability of the truth"
         figure.supxlabel("validation pictures whose true class lost most (or gained least); in "
                          f"brackets the {what}\nbefore: {names[0]}; after: {names[1]}", fontsize=8)

@@ -74,7 +74,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """All curves of a network. baseline: its accuracy on validation, whole; examples: there."""
+    """All curves of a network. baseline: its accuracy on validation, whole; examples: there.
+
+    measure: what accuracy is, in words.
+    """
 
     baseline: Measured
     examples: int
@@ -83,6 +86,7 @@ class Sensitivity:
     rule: str
     curves: tuple[Curve, ...]
     frozen: Mapping[str, str]
+    measure: str = "top-1 accuracy"
 
     def of(self, kind: str) -> tuple[Curve, ...]:
         return tuple(curve for curve in self.curves if curve.kind == kind)
@@ -338,7 +342,7 @@ def tables(found: Sensitivity) -> list[Sheet]:
     sheets = []
     if found.of("unstructured"):
         sheets.append(Sheet(
-            "accuracy on validation with zeros in one layer, by share of its weights",
+            f"{found.measure} on validation with zeros in one layer, by share of its weights",
             ("layer", "weights", *heads),
             tuple((c.label, c.size, *map(percent, c.accuracy)) for c in found.of("unstructured")),
             (f"whole: {percent(found.baseline.accuracy)}, {found.examples} pictures; nothing is "
@@ -348,7 +352,7 @@ def tables(found: Sensitivity) -> list[Sheet]:
                  for c in found.of("structured") if len(c.layers) > 1]
         notes += [f"never cut, hence not measured: {g}: {why}" for g, why in found.frozen.items()]
         sheets.append(Sheet(
-            "accuracy drop in points without channels of one group, by share of them",
+            f"drop of {found.measure} in points without channels of one group, by share of them",
             ("group", "channels", *heads),
             tuple((c.label, c.size, *(_points(d) for d in found.drops(c)))
                   for c in found.of("structured")),

@@ -1,4 +1,7 @@
-"""Pictures of sensitivity: lines of accuracy, and a heat map of drops. Fit for the colour-blind."""
+"""Pictures of sensitivity: lines of accuracy, and a heat map of drops. Fit for the colour-blind.
+
+Accuracy is what the axes call it: `Sensitivity.measure`.
+"""
 
 import math
 from typing import TYPE_CHECKING
@@ -33,7 +36,7 @@ def lines(found: Sensitivity) -> "Figure":
     axes.axhline(100 * found.baseline.accuracy, color="#555555", linestyle=(0, (1, 2)),
                  label=f"whole network: {100 * found.baseline.accuracy:.2f} %")
     axes.set(xlabel="share of the layer's weights that is zero",
-             ylabel=f"accuracy on validation (%), {found.examples} pictures",
+             ylabel=f"{found.measure} on validation (%), {found.examples} pictures",
              title="Zeros in one layer alone, not retrained", xticks=found.ratios, ylim=(0, 102))
     axes.set_xticklabels([f"{ratio:g}" for ratio in found.ratios])
     axes.grid(alpha=0.25)
@@ -68,7 +71,7 @@ def heat_map(found: Sensitivity) -> "Figure":
                 dark = (drop - low) / (high - low) < 0.6
                 axes.text(column, row, f"{drop:.1f}", ha="center", va="center", fontsize=8,
                           color="white" if dark else "black")
-    figure.colorbar(image, ax=axes, label="accuracy drop (points)")
+    figure.colorbar(image, ax=axes, label=f"drop of {found.measure} (points)")
     return figure
 
 

@@ -163,7 +163,8 @@ def _verdict(agent: Agent, champion: Found | None, found: Iterable[Versus]) -> t
         return ()
     criterion = champion.settings.get("prune.criterion", agent.study.base.prune.criterion)
     share = champion.final.macs / agent.experiment.whole.macs
-    return tuple(sentence(str(criterion), versus, share) for versus in found
+    measure = agent.experiment.data.measure
+    return tuple(sentence(str(criterion), versus, share, measure) for versus in found
                  if versus.name != AGAIN)
 
 
@@ -313,7 +314,8 @@ def _view(agent: Agent) -> str:
     tried = {name: {named(t.params).get(name) for t in agent.ledger.originals()}
              for name in searched}
     view = build(agent.study_id, kind=agent.study.config.kind, settings=searched,
-                 varied=[name for name in searched if _varies(tried[name])])
+                 varied=[name for name in searched if _varies(tried[name])],
+                 measure=agent.experiment.data.measure)
     return agent.tracker.save_view(view.key, view.value)
 
 

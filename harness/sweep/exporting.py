@@ -109,20 +109,21 @@ def export_network(ref: Reference, shelf: Shelf, format_: str | None, out: Path 
                 written[name] = error
     failures = [str(each) for each in written.values() if isinstance(each, ExportError)]
     good = [each for each in written.values() if isinstance(each, Exported)]
-    sheets = [_parity(ref, written, split, notes)]
+    sheets = [_parity(ref, written, split, notes, data.measure)]
     onnx = written.get("onnx")
     if int8 and isinstance(onnx, Exported):
         try:
             with answers_of(module, judged.val) as original:
                 sheets.append(_of_int8(quantized(onnx.path, judged.train.inputs, original,
-                                                 data.val.inputs[:32]), onnx, config.threads))
+                                                 data.val.inputs[:32]), onnx, config.threads,
+                                      data.measure))
         except ExportError as error:
             failures.append(str(error))
     if rounded is not None:
         sheets.append(rounded.sheet)
     elif good:
         sheets.append(_beside(ref, shelf, config, data, found) if ref.is_champion
-                      else _facts(ref, facts))
+                      else _facts(ref, facts, data.measure))
     return Shipped(sheets, failures)
 
 
@@ -144,7 +145,7 @@ def _of_folding(module: nn.Module, folded: nn.Module, gone: int, left: int, data
             f"{times['after'].median_ms:.2f} ms")
 
 
-def _of_int8(found: Quantized, onnx: Exported, threads: int) -> Sheet:
+def _of_int8(found: Quantized, onnx: Exported, threads: int, measure: str) -> Sheet:
     rows = [[name, f"{size / 1e6:.2f} MB", percent(parity.accuracy_of_file),
              percent(parity.agreement), f"{parity.difference:.1e}",
              f"{found.latency[name].median_ms:.2f} ms ({found.latency[name].low_ms:.2f} to "
@@ -154,9 +155,9 @@ def _of_int8(found: Quantized, onnx: Exported, threads: int) -> Sheet:
                 ("int8", found.size_bytes, found.parity))]
     loss = 100 * (found.parity_before.accuracy_of_file - found.parity.accuracy_of_file)
     return Sheet(f"8-bit integers: {found.path}", [
-        "file", "size", "accuracy (validation)", "predictions as the network's",
+        "file", "size", f"{measure} (validation)", "predictions as the network's",
         "largest difference", "latency, 32 pictures"], rows, [
-        f"int8 loses {loss:.2f} points of accuracy on the {found.parity.pictures} validation "
+        f"int8 loses {loss:.2f} points of {measure} on the {found.parity.pictures} validation "
         f"pictures; ranges are from at most {CALIBRATION} training pictures",
         f"ONNX Runtime, threads: {threads}, this machine; medians of alternating runs (quartiles)"])
 
@@ -204,7 +205,7 @@ def _record(ref: Reference, shelf: Shelf, config: RunConfig, data: Data, judged:
 
 
 def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split: str,
-            more: Sequence[str]) -> Sheet:
+            more: Sequence[str], measure: str) -> Sheet:
     rows: list[list[object]] = []
     notes: list[str] = []
     pictures = 0
@@ -221,16 +222,16 @@ def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split
     if notes:
         notes.insert(0, "each was loaded again in a process of its own and compared on the "
                         f"{pictures} pictures of the {split} split: outputs within {TOLERANCE:.0e} "
-                        f"of the largest output, accuracy within {100 * POINTS:.1f} points")
+                        f"of the largest output, {measure} within {100 * POINTS:.1f} points")
     notes += more
     return Sheet(f"exported: {ref.short}", ["format", "file", "size", "largest difference",
-                                            "predictions agree", "accuracy, network",
-                                            "accuracy, file"], rows, notes)
+                                            "predictions agree", f"{measure}, network",
+                                            f"{measure}, file"], rows, notes)
 
 
-def _facts(ref: Reference, facts: Mapping[str, Any]) -> Sheet:
+def _facts(ref: Reference, facts: Mapping[str, Any], measure: str) -> Sheet:
     return Sheet(str(ref), ["what", "value"], [
-        ["accuracy (validation)", percent(facts["val_accuracy"])],
+        [f"{measure} (validation)", percent(facts["val_accuracy"])],
         ["FLOPs per picture", count(facts["flops"])], ["parameters", count(facts["params"])]])
 
 
@@ -244,8 +245,10 @@ def _beside(ref: Reference, shelf: Shelf, config: RunConfig, data: Data, found: 
     pictures = data.val.inputs[:32].contiguous()
     one = latencies(networks, pictures[:1].contiguous())
     many = latencies(networks, pictures, rounds=10)
-    rows = [["accuracy (validation)", percent(baseline.accuracy), percent(champion.accuracy)],
-            ["accuracy (test)", percent(baseline.test_accuracy), percent(champion.test_accuracy)],
+    rows = [[f"{data.measure} (validation)", percent(baseline.accuracy),
+             percent(champion.accuracy)],
+            [f"{data.measure} (test)", percent(baseline.test_accuracy),
+             percent(champion.test_accuracy)],
             ["FLOPs per picture", count(2 * baseline.macs), count(2 * champion.macs)],
             ["parameters", count(baseline.params), count(champion.params)],
             ["size in memory", f"{baseline.params * 4 / 1e6:.2f} MB",

@@ -67,7 +67,7 @@ def walked(head: str, result: Result, whole: Whole, *, excess: Mapping[str, floa
     if champion is not None:
         parts.append("**The champion of its study**, chosen on validation; the test split was read "
                      f"after the choice: {percent(test_accuracy)}.")
-    parts += [_compared(last, whole), "**Step by step,** accuracy on validation:",
+    parts += [_compared(last, whole, measure), f"**Step by step,** {measure} on validation:",
               _steps(result, whole), f"It ended because: {_why(result.reason)}.",
               f"Accuracy is {measure}; FLOPs are 2 x MACs of one picture."]
     return "\n\n".join(parts)
@@ -88,7 +88,7 @@ def baseline(experiment: Experiment, replicate: int = 0) -> str:
     found = (f"**Came out:** {percent(experiment.baseline.accuracy)} on validation "
              f"({len(data.val)} examples).")
     table = markdown(["", "all trials begin with"], [
-        ["accuracy (validation)", percent(experiment.baseline.accuracy)],
+        [f"{data.measure} (validation)", percent(experiment.baseline.accuracy)],
         ["FLOPs per picture", count(FLOPS_PER_MAC * whole.macs)],
         ["parameters", count(whole.params)], ["filters", str(whole.filters)],
         ["layers that are never cut", str(len(experiment.frozen))]])
@@ -134,13 +134,13 @@ def _fits(excess: Mapping[str, float] | None) -> str:
     return f" Over the limit of {', '.join(broken)}." if broken else " Within the limits asked for."
 
 
-def _compared(last: Final, whole: Whole) -> str:
+def _compared(last: Final, whole: Whole, measure: str) -> str:
     # The two were measured in turns when the network was made: times of other days say nothing.
     times = [] if not (last.latency_share and last.latency_ms) else [
         ["time of one picture", f"{last.latency_ms / last.latency_share:.2f} ms",
          f"{last.latency_ms:.2f} ms", f"{1 / last.latency_share:.1f} x as fast"]]
     return markdown(["", "baseline", "this network", "left"], [
-        ["accuracy (validation)", percent(whole.accuracy), percent(last.accuracy),
+        [f"{measure} (validation)", percent(whole.accuracy), percent(last.accuracy),
          f"{100 * (last.accuracy - whole.accuracy):+.2f} points"],
         ["FLOPs per picture", count(FLOPS_PER_MAC * whole.macs), count(FLOPS_PER_MAC * last.macs),
          _left(last.macs, whole.macs)],

@@ -92,9 +92,10 @@ def of_study(experiment: Experiment, question: Question, results: Sequence[Found
         found += [curve for trial, result in results
                   for curve in spots.of_trial(ordinal_of(trial), result, champion)]
         found += [spots.of_control(c) for c in controls if c.result]
-    _curves(album, found, spots.baseline, _budget(question))
-    album.add("search_cost", lambda: _search_cost(question, results))
-    album.add("setting_importance", lambda: _importance(study))
+    _curves(album, experiment, found, spots.baseline, _budget(question))
+    album.add("search_cost", lambda: _search_cost(
+        question, results, experiment.data.measure))
+    album.add("setting_importance", lambda: _importance(study, experiment.data.measure))
     if champion is not None:
         with album.attempt("of the champion"):
             number, final = champion
@@ -113,17 +114,22 @@ def of_run(experiment: Experiment, result: Result, pruned: Pruned) -> Album:
     spots = _Spots(experiment)
     with album.attempt("of the steps"):
         found = spots.of_trial(0, result, (0, result.last), name="the run")
-        _curves(album, found, spots.baseline, None)
+        _curves(album, experiment, found, spots.baseline, None)
     _in_detail(album, experiment, pruned)
     return album
 
 
-def _curves(album: Album, found: Sequence[Curve], baseline: Spot, budget: float | None) -> None:
-    draw = curve_pictures
-    album.add("accuracy_vs_filters_removed", lambda: draw.accuracy_removed(found, baseline))
-    album.add("accuracy_vs_flops", lambda: draw.accuracy_flops(found, baseline, budget))
-    album.add("accuracy_vs_training_gflops", lambda: draw.accuracy_training(found, baseline))
-    album.add("accuracy_vs_latency", lambda: draw.accuracy_latency(found, baseline))
+def _curves(album: Album, experiment: Experiment, found: Sequence[Curve], baseline: Spot,
+            budget: float | None) -> None:
+    draw, measure = curve_pictures, experiment.data.measure
+    album.add("accuracy_vs_filters_removed", lambda: draw.accuracy_removed(
+        found, baseline, measure=measure))
+    album.add("accuracy_vs_flops", lambda: draw.accuracy_flops(
+        found, baseline, budget, measure=measure))
+    album.add("accuracy_vs_training_gflops", lambda: draw.accuracy_training(
+        found, baseline, measure=measure))
+    album.add("accuracy_vs_latency", lambda: draw.accuracy_latency(
+        found, baseline, measure=measure))
 
 
 def _in_detail(album: Album, experiment: Experiment, pruned: Pruned) -> None:
@@ -255,7 +261,7 @@ def _budget(question: Question) -> float | None:
     return config.budget.flops if config.kind == "budget" else None
 
 
-def _search_cost(question: Question, results: Sequence[Found]) -> Picture | None:
+def _search_cost(question: Question, results: Sequence[Found], measure: str) -> Picture | None:
     if not results:
         return None
     is_budget = question.config.kind == "budget"
@@ -270,7 +276,7 @@ def _search_cost(question: Question, results: Sequence[Found]) -> Picture | None
         held = [max((a for a, h in zip(asked[:n], holds) if h), default=None)
                 for n in range(1, len(asked) + 1)]
         return curve_pictures.search_cost(epochs, held, "largest percentage that holds", asked,
-                                          holds)
+                                          holds, measure=measure)
     answers: list[float | None] = []
     leaders: list[tuple[int, Result]] = []  # the trial with the best so far, if there is one
     for trial, result in results:
@@ -279,11 +285,11 @@ def _search_cost(question: Question, results: Sequence[Found]) -> Picture | None
         leaders = [each for each in tried if best is not None and each[0] == best[0]]
         answers.append(None if best is None else
                        best[1].accuracy if is_budget else best[1].macs / question.macs)
-    what = "accuracy of the champion" if is_budget else "FLOPs of the champion, of the baseline's"
+    what = f"{measure} of the champion" if is_budget else "FLOPs of the champion, of the baseline's"
     return curve_pictures.search_cost(epochs, answers, what)
 
 
-def _importance(study: optuna.Study) -> Picture | None:
+def _importance(study: optuna.Study, measure: str) -> Picture | None:
     """By fANOVA (Hutter et al. 2014); None where there is too little to weigh."""
     done = [t for t in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]) if t.values]
     varied = {name for t in done for name in t.params
@@ -294,7 +300,7 @@ def _importance(study: optuna.Study) -> Picture | None:
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
     shares: Mapping[str, float] = optuna.importance.get_param_importances(
         study, evaluator=evaluator, params=sorted(varied), target=_first_value)
-    return curve_pictures.importance({short(n): s for n, s in shares.items()}, "accuracy")
+    return curve_pictures.importance({short(n): s for n, s in shares.items()}, measure)
 
 
 def _first_value(trial: FrozenTrial) -> float:

@@ -111,9 +111,9 @@ def _answer(outcome: Outcome) -> Iterator[Html]:
                         "the front below.")
         return
     yield page.table(["", "baseline", "champion", "against the baseline"], [
-        ["accuracy (validation)", percent(whole.accuracy), percent(best.accuracy),
+        [f"{outcome.measure} (validation)", percent(whole.accuracy), percent(best.accuracy),
          _change(best.accuracy, whole.accuracy)],
-        ["accuracy (test)", percent(whole.test_accuracy), percent(best.test_accuracy),
+        [f"{outcome.measure} (test)", percent(whole.test_accuracy), percent(best.test_accuracy),
          _change(best.test_accuracy, whole.test_accuracy)],
         ["FLOPs per picture", count(FLOPS_PER_MAC * whole.macs), count(FLOPS_PER_MAC * best.macs),
          percent(best.share)],
@@ -147,8 +147,8 @@ def _front(left: Left) -> Iterator[Html]:
     versus = telling.against(outcome)
     if versus is not None:
         yield _table(Sheet(versus.title, versus.columns, versus.rows, [
-            "spread and advantage are in points of validation accuracy; ± is the standard error of "
-            "the mean difference",
+            f"spread and advantage are in points of {outcome.measure} on validation; ± is the "
+            "standard error of the mean difference",
             *([telling.CHOSEN_WITH_LUCK] if outcome.replicates else [])]),
             "The champion against its controls", [0])
     else:

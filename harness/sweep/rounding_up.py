@@ -65,7 +65,7 @@ def rounded_network(ref: Reference, shelf: Shelf, config: RunConfig, data: Data,
             name: trial.last.macs}
     accuracies = {BASELINE: experiment.baseline.accuracy,
                   AS_IT_IS: float(found.lineage["val_accuracy"]), name: trial.final.accuracy}
-    sheet = _sheet(ref, networks, macs, accuracies, times, (
+    sheet = _sheet(ref, data.measure, networks, macs, accuracies, times, (
         f"exported: {name if is_faster else AS_IT_IS}, the faster one at 32 pictures. "
         f"{trial.reason[0].upper()}{trial.reason[1:]}: what was cut last came back, and the step "
         "was retrained as it had been"))
@@ -83,9 +83,9 @@ def _times(networks: Mapping[str, nn.Module], pictures: Tensor) -> dict[str, Lat
                           max(each[name].high_ms for each in found)) for name in networks}
 
 
-def _sheet(ref: Reference, networks: Mapping[str, nn.Module], macs: Mapping[str, int],
-           accuracies: Mapping[str, float], times: Mapping[int, Mapping[str, Latency]],
-           note: str) -> Sheet:
+def _sheet(ref: Reference, measure: str, networks: Mapping[str, nn.Module],
+           macs: Mapping[str, int], accuracies: Mapping[str, float],
+           times: Mapping[int, Mapping[str, Latency]], note: str) -> Sheet:
     rows: list[Sequence[object]] = []
     for name in networks:
         ideal = macs[BASELINE] / macs[name]
@@ -97,7 +97,7 @@ def _sheet(ref: Reference, networks: Mapping[str, nn.Module], macs: Mapping[str,
                     f"{found[name].high_ms:.2f})", f"{real:.2f}x ({real / ideal:.2f})"]
         rows.append(row)
     return Sheet(f"widths of {ref.short}", [
-        "network", "accuracy (validation)", "FLOPs per picture", "ideal speed-up",
+        "network", f"{measure} (validation)", "FLOPs per picture", "ideal speed-up",
         "latency, 1 picture", "real (of ideal)", "latency, 32 pictures", "real (of ideal)"], rows, [
         note, "PyTorch, float32, this machine; median of the medians of "
               f"{ROUNDS} alternating runs (least and largest quartile)"])

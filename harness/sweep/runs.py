@@ -146,7 +146,9 @@ class Runs:
         self.tracker.log_data(run_id, name=experiment.data.name,
                               digest=experiment.data.fingerprint[:16], context="training")
         self.tracker.log_json(run_id, dict(experiment.frozen), "frozen.json")
-        told = {"weights.new": experiment.new_weights_told} if experiment.new_weights else {}
+        told = {"measure": experiment.data.measure}
+        if experiment.new_weights:
+            told["weights.new"] = experiment.new_weights_told
         self.tracker.set_tags(run_id, {**told, notes.NOTE: notes.baseline(experiment, replicate)})
         self.tracker.set_tags(self.run_id, facts(experiment.device))
 
@@ -189,6 +191,7 @@ class Runs:
             "stop_reason": trial.reason[:4000],
             "stages.reused": str(sum(s.reused for s in trial.stages)),
             "stages.all": str(len(trial.stages)), "final.stage": trial.final.key,
+            "measure": experiment.data.measure,
             notes.NOTE: notes.walked(self._tried[run_id], result_of(trial, 0.0),
                                      notes.Whole.of(experiment), excess=excess,
                                      measure=experiment.data.measure)})

@@ -38,8 +38,9 @@ def champion(outcome: Outcome) -> str:
         f"The champion of the studies named {outcome.study}; the latest is {outcome.study_id}.",
         f"**Asked for:** {outcome.question}.", f"**Found:** {telling.answer(outcome)}",
         markdown(["", "baseline", "champion"], [
-            ["accuracy (validation)", percent(outcome.baseline.accuracy), percent(best.accuracy)],
-            ["accuracy (test)", percent(outcome.baseline.test_accuracy),
+            [f"{outcome.measure} (validation)", percent(outcome.baseline.accuracy),
+             percent(best.accuracy)],
+            [f"{outcome.measure} (test)", percent(outcome.baseline.test_accuracy),
              percent(best.test_accuracy)],
             ["FLOPs per picture", count(FLOPS_PER_MAC * outcome.baseline.macs),
              count(FLOPS_PER_MAC * best.macs)],

@@ -71,7 +71,8 @@ def compared(controls: Sequence[Control], champion: Final, macs: int) -> tuple[V
     return tuple(found)
 
 
-def sentence(criterion: str, versus: Versus, share: float) -> str:
+def sentence(criterion: str, versus: Versus, share: float,
+             measure: str = "top-1 accuracy") -> str:
     """What a person can quote. criterion: the champion's; share: its FLOPs, of the baseline's."""
     found, other = versus.difference, versus.name
     if other == AGNOSTIC:
@@ -81,8 +82,8 @@ def sentence(criterion: str, versus: Versus, share: float) -> str:
     if abs(versus.share - share) > UNEQUAL * share:
         at += f" ({other} has {percent(versus.share)})"
     if found.pairs == 1:
-        return (f"{criterion} against {other} {at}: {points} points of validation accuracy in one "
-                "run each, which may be luck; replicates: 3 would tell")
+        return (f"{criterion} against {other} {at}: {points} points of {measure} on validation "
+                "in one run each, which may be luck; replicates: 3 would tell")
     how = (f"{found.pairs} pairs, 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}; "
            "validation")
     amount = f"{abs(100 * found.mean):.2f} ± {100 * found.error:.2f} points {at} ({how})"

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """What stands in a run that somebody wrote earlier; metrics: the latest value of each."""
+    """What stands in a run that somebody wrote earlier; metrics: the latest value of each.
+
+    measure: what its accuracy is, in words; empty if the run does not say.
+    """
 
     run_id: str
     name: str
@@ -25,6 +28,7 @@ class Written:
     status: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    measure: str = ""
 
 
 def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
@@ -47,7 +51,8 @@ def written(uri: str | None, wanted: Sequence[str]) -> list[Written]:
             token = page.token or ""
     every = [Written(run.info.run_id, str(run.info.run_name), run.data.tags.get("role", ""),
                      run.data.tags.get("study", ""), str(run.info.status), run.data.params,
-                     run.data.metrics) for run in runs]  # the latest first
+                     run.data.metrics, run.data.tags.get("measure", ""))
+             for run in runs]  # the latest first
     found = {text: _named(text, every) for text in wanted}
     wrong = [f"{text!r} is {f'the beginning of {len(fit)} runs' if fit else 'no run'}."
              f"{'' if fit else nearest(text, _names_of(every))}"

@@ -158,6 +158,27 @@ def test_no_number_is_written_as_nothing(tmp_path: Path) -> None:
     model, _, graph = traced(nets.chain)
     found = compared(model, graph, num_channels=2)
     assert math.isnan(found.oracle["l1"].within)
+    (why,) = tables(found)[1].notes[1:]
+    assert "ranks need 3 channels of a group, and the sample has at most 1 of any" in why
+    assert "spread over 2 groups" in why
     assert tables(found)[1].rows[0][1] == "-"
     as_json, _ = save(found, tmp_path, "x")
     assert json.loads(as_json.read_text())["oracle"]["l1"]["within"] is None
+
+
+def test_a_line_says_why_nothing_can_be_ranked() -> None:
+    """A criterion that gives every channel the same has no ranks; beside it stands the reason."""
+    model, _, graph = traced(nets.chain)
+
+    def same(group: Group, evidence: Evidence) -> Tensor:
+        return torch.ones(group.channels)
+
+    found = compared(model, graph, {"l1": CRITERIA["l1"], "same": Criterion(same)})
+    correlation, oracle, _ = tables(found)
+    assert correlation.rows[1][2:] == ("-", "-")
+    assert correlation.notes == (
+        "-: there is no group of 3 channels or more that both scores tell apart.",)
+    assert "in no group of 3 sampled channels or more" in oracle.notes[-1]
+    told = tables(compared(model, graph, {"l1": CRITERIA["l1"], "l2": CRITERIA["l2"]}))
+    assert not told[0].notes, "where every number is there, nothing is explained"
+    assert len(told[1].notes) == 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
@@ -75,3 +76,21 @@ def test_the_tables_hold_what_was_counted() -> None:
     for picture in (table, changed, calibration(before, after, names=names)):
         assert picture.png().startswith(b"\x89PNG")
         assert picture.csv().decode().splitlines()[0] == ",".join(picture.columns)
+
+
+def test_below_an_oblong_picture_its_two_lines_stand_apart() -> None:
+    """Of pixels of 16 x 40 and of 40 x 16: neither line runs into the other."""
+    for height, width in ((16, 40), (40, 16)):
+        truth = classes(12, height, width)
+        judged = judge(Given(), scores(12, height, width), truth, 5)
+        picture = changed_most(torch.rand(12, 1, height, width), truth, judged, judged,
+                               list("abcde"), names=("before", "after"))
+        figure = Figure(figsize=picture.size)
+        picture.draw(figure)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            first, second = (text.get_window_extent() for text in axes.texts)
+            assert second.y1 <= first.y0
+            assert first.y1 <= axes.get_window_extent().y0
+        below, line = figure.axes[-1].texts[-1], figure._supxlabel
+        assert line.get_window_extent().y1 <= below.get_window_extent().y0

@@ -1,6 +1,6 @@
 """The numbers beside the pictures are those of hand-made networks; the axes say what they show."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -95,6 +95,28 @@ def test_accuracy_stands_against_all_training_and_against_measured_time() -> Non
     assert "ms, measured" in drawn(latency).axes[0].get_xlabel()
     assert [row[-2:] for row in latency.rows[:3]] == [[2.0, 10**9], [1.5, 2 * 10**9],
                                                       [1.5, 3 * 10**9]]
+
+
+@pytest.mark.parametrize("draw", [accuracy_removed, accuracy_flops, accuracy_training,
+                                  accuracy_latency])
+def test_the_axis_names_what_was_measured(draw: Callable[..., Picture]) -> None:
+    """Where pixels have classes it is no accuracy."""
+    (axes,) = drawn(draw(CURVES, BASELINE, measure="mean IoU")).axes
+    assert axes.get_ylabel() == "mean IoU on validation"
+    (axes,) = drawn(draw(CURVES, BASELINE)).axes
+    assert axes.get_ylabel() == "top-1 accuracy on validation"
+
+
+@pytest.mark.parametrize("draw", [accuracy_removed, accuracy_flops, accuracy_training,
+                                  accuracy_latency])
+def test_beside_a_long_legend_the_axis_keeps_its_words(draw: Callable[..., Picture]) -> None:
+    """The longest name that a control has leaves little room: nothing is cut off at the edge."""
+    curves = [*CURVES, *(curve("control", "the champion's settings again", dip=0.1 * n)
+                         for n in range(3))]
+    with laid_out(draw(curves, BASELINE)) as figure:
+        label = figure.axes[0].xaxis.label.get_window_extent()
+        assert label.x0 >= 0
+        assert label.x1 <= figure.bbox.x1
 
 
 @pytest.mark.rows("R128")
@@ -231,6 +253,7 @@ def test_of_a_class_the_end_of_the_name_stays_too() -> None:
 def test_a_single_answer_of_a_search_is_seen_and_none_is_told() -> None:
     (one,) = drawn(search_cost([3], [0.5], "accuracy of the champion")).axes
     assert [line.get_marker() for line in one.lines] == ["o", "|"]
+    assert all(float(tick).is_integer() for tick in one.get_xticks()), "no half of an epoch"
     (none,) = drawn(search_cost([3, 4], [None, None], "accuracy of the champion")).axes
     assert [text.get_text() for text in none.texts] == ["no trial has an answer yet"]
     assert none.get_ylim() == (0, 1), "no share is negative"

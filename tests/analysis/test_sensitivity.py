@@ -5,6 +5,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import nets
@@ -273,13 +274,22 @@ def test_a_share_that_would_leave_a_layer_nothing_is_a_gap(tmp_path: Path) -> No
     assert "grey: a layer would be left without channels" in heat_map(found).axes[0].get_xlabel()
 
 
+def test_of_pixels_pictures_and_tables_name_the_measure() -> None:
+    """It is no accuracy, and neither axis nor title says so."""
+    found = replace(of(nets.residual)[-1], measure="mean IoU")
+    assert heat_map(found).axes[1].get_ylabel() == "drop of mean IoU (points)"
+    assert lines(found).axes[0].get_ylabel().startswith("mean IoU on validation (%)")
+    assert all("mean IoU" in sheet.title and "accuracy" not in sheet.title
+               for sheet in tables(found))
+
+
 @pytest.mark.rows("R123")
 def test_the_heat_map_is_inferno_in_points_with_a_row_a_group() -> None:
     _, _, _, found = of(nets.residual)
     axes, bar = heat_map(found).axes
     (image,) = axes.images
     assert image.get_cmap().name == "inferno"
-    assert bar.get_ylabel() == "accuracy drop (points)"
+    assert bar.get_ylabel() == "drop of top-1 accuracy (points)"
     expected = [[100 * (found.baseline.accuracy - a) for a in c.accuracy]
                 for c in found.of("structured")]
     np.testing.assert_allclose(np.asarray(image.get_array()), expected)

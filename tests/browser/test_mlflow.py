@@ -40,7 +40,7 @@ def test_the_saved_view_shows_the_study_at_a_glance(pages: Pages, show: Open, ki
     page = show(f"{pages.url}/{outcome.view}")
     assert outcome.champion is not None
     for text in ("baseline", "control random", f"{outcome.champion.name}, champion",
-                 re.compile("Accuracy against compute"), "compared_val_accuracy"):
+                 re.compile("Against compute: top-1 accuracy"), "compared_val_accuracy"):
         see(page, text)
     fewer = "final_flops_factor" if kind == "budget" else "final_flops_reduction"
     for title in ("flops_reduction", fewer, "final_latency_ms"):
@@ -79,7 +79,8 @@ def test_a_trials_page_tells_what_was_tried_and_what_came_out(
     assert f"{100 * best.accuracy:.2f} % on validation" in said
     assert "The champion of its study" in said
     cells = [untied(cell) for cell in page.locator("td").all_inner_texts()]
-    assert {"accuracy (validation)", f"{100 * best.share:.2f} %", str(best.filters)} <= set(cells)
+    assert {"top-1 accuracy (validation)", f"{100 * best.share:.2f} %",
+            str(best.filters)} <= set(cells)
 
 
 @both_kinds

@@ -1,6 +1,7 @@
 """Zeros among weights: how many, which, that they stay; numbers of the first seeds."""
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,20 @@ def test_who_moves_them_all_the_same_is_found_out() -> None:
 # Seed 003: VGG-11 with ten outputs; the plans are those of the committed configuration.
 
 CONVOLUTIONS = [0, 3, 6, 8, 11, 13, 16, 18]
+SIDES = [32, 16, 8, 8, 4, 4, 2, 2]  # of their maps, for pictures of 32 x 32
 WIDTHS = [64, 128, 256, 256, 512, 512, 512, 512]
+CUT = [57, 102, 128, 102, 128, 102, 76, 51]
+
+
+def weights_by_hand(widths: list[int]) -> list[int]:
+    """3 x 3 convolutions, then a head on 7 x 7 places: 4096, 4096, 10."""
+    return [*(9 * old * new for old, new in pairwise([3, *widths])),
+            49 * widths[-1] * 4096, 4096 * 4096, 4096 * 10]
+
+
+def macs_by_hand(widths: list[int]) -> int:
+    """Of the convolutions: every weight once at every place of its map."""
+    return sum(weights * side**2 for weights, side in zip(weights_by_hand(widths), SIDES))
 
 
 def of_seed_003(width: float = 1.0) -> nn.Module:
@@ -193,7 +207,12 @@ def test_the_layer_wise_plan_of_seed_003_makes_74_31_percent_zero() -> None:
     shares = shares_of(model, run.sparsify.amount, run.sparsify.layers)
     assert list(shares.values()) == [.80, .80, .75, .75, .70, .70, .60, .60, .75, .75, .70]
     make_zero(model, zeroed(model, shares))
-    assert f"{100 * sparsity(model):.2f}" == "74.31"
+    weights = weights_by_hand(WIDTHS)
+    by_hand = [round(share * n) for share, n in zip(shares.values(), weights, strict=True)]
+    found = [int((p == 0).sum()) for name, p in model.named_parameters() if name.endswith("weight")]
+    assert found == by_hand
+    assert f"{100 * sum(by_hand) / sum(weights):.2f}" == "74.31"
+    assert sparsity(model) == sum(by_hand) / sum(weights)
     assert all(z.zeros == round(shares[z.layer] * z.weights) for z in zeros_of(model))
 
 
@@ -208,12 +227,10 @@ def test_the_ratios_of_seed_003_leave_its_widths_parameters_and_macs() -> None:
     before, after = graph.cost(), graph.cost(chosen.plan)
     layers = {layer.layer: layer for layer in after.layers}
     names = [f"features.{n}" for n in CONVOLUTIONS]
-    assert [layers[n].filters for n in names] == [57, 102, 128, 102, 128, 102, 76, 51]
+    assert [layers[n].filters for n in names] == CUT
     assert (before.params, after.params) == (128_807_306, 27_691_561)
     macs = [sum(x.macs for x in cost.layers if x.layer in names) for cost in (before, after)]
     assert [f"{n / 1e6:.1f}" for n in macs] == ["152.8", "34.2"]
-    by_hand = 0
-    side = {0: 32, 3: 16, 6: 8, 8: 8, 11: 4, 13: 4, 16: 2, 18: 2}
-    for place, incoming, outgoing in zip(CONVOLUTIONS, [3, *WIDTHS], WIDTHS):
-        by_hand += 9 * incoming * outgoing * side[place] ** 2
-    assert macs[0] == by_hand
+    assert macs == [macs_by_hand(WIDTHS), macs_by_hand(CUT)]
+    assert [before.params, after.params] == [
+        sum(weights_by_hand(widths)) + sum(widths) + 4096 + 4096 + 10 for widths in (WIDTHS, CUT)]

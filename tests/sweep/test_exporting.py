@@ -70,7 +70,7 @@ def test_a_champion_is_written_in_every_format_and_compared_on_the_test_split(
         file, _, difference, agree, own, of_file = cells(table, format)
         assert (file, agree, own, of_file) == (str(tmp_path / name), "100.00 %", test, test)
         assert float(str(difference)) <= 1e-4
-    assert cells(beside, "accuracy (validation)") == [f"{100 * baseline.accuracy:.2f} %",
+    assert cells(beside, "top-1 accuracy (validation)") == [f"{100 * baseline.accuracy:.2f} %",
                                                       f"{100 * champion.accuracy:.2f} %"]
     assert cells(beside, "size in memory")[0] == f"{4 * baseline.params / 1e6:.2f} MB"
     assert all(" ms (" in str(text) for text in cells(beside, "latency, 1 picture"))
@@ -114,7 +114,7 @@ def test_a_trial_a_step_and_a_version_are_compared_on_validation(
         assert found.failures == []
         assert "of the validation split" in found.sheets[0].notes[0]
         assert cells(found.sheets[0], "onnx")[4] == cells(found.sheets[1],
-                                                          "accuracy (validation)")[0]
+                                                          "top-1 accuracy (validation)")[0]
     assert reads == []
 
 
