@@ -162,9 +162,7 @@ def _verdict(agent: Agent, champion: Found | None, found: Iterable[Versus]) -> t
     if champion is None:
         return ()
     criterion = champion.settings.get("prune.criterion", agent.study.base.prune.criterion)
-    share = champion.final.macs / agent.experiment.whole.macs
-    return tuple(sentence(str(criterion), versus, share) for versus in found
-                 if versus.name != AGAIN)
+    return tuple(sentence(str(criterion), versus) for versus in found if versus.name != AGAIN)
 
 
 def _front(trials: Any, results: list[tuple[Any, Result]],
