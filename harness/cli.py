@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -762,20 +763,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     ended: list[int] = []
 
     def terminate(number: int, _: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what it does must end
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # once is enough: what it does must end
         ended.append(number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
-    launcher, parent = os.environ.get("MLFLOW_RUN_ID"), os.getppid()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup has asked to go on
+        signal.signal(signal.SIGHUP, terminate)
     try:
-        try:
+        with _launched():
             cli.main(args=None if argv is None else list(argv), standalone_mode=False)
-        finally:
-            if launcher and os.getppid() != parent:
-                from harness.tracking import end_orphaned_launcher
-
-                end_orphaned_launcher(launcher)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -802,6 +800,26 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         Console().error(described(error))
         sys.exit(1)
     sys.exit(0)
+
+
+@contextmanager
+def _launched() -> Iterator[None]:
+    """The run of the `mlflow run` that has started us, if one has, knows of it first of all."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        yield
+        return
+    from harness.sweep.supervisor import SUPERVISOR
+    from harness.tracking import end_lost_launchers, launched
+
+    if SUPERVISOR not in os.environ:
+        with launched(run_id):
+            yield
+        return
+    try:
+        yield
+    finally:
+        end_lost_launchers()  # an agent: its supervisor may have been killed with `mlflow run`
 
 
 def _list_criteria() -> None:
@@ -874,9 +892,11 @@ def _load_study(name: str, profile: str | None, config: str | None, overrides: S
 
 
 def _tracker(experiment: str, home: Path) -> Any:
-    from harness.tracking import MlflowTracker
+    from harness.tracking import MlflowTracker, end_lost_launchers
 
-    return MlflowTracker.open(None, experiment, home)
+    tracker = MlflowTracker.open(None, experiment, home)
+    end_lost_launchers()
+    return tracker
 
 
 def _print_outcome(console: "Console", outcome: "Outcome", home: str | None) -> None:

@@ -8,12 +8,15 @@ Shares (accuracy, FLOPs) lie in [0, 1] and are shown as percent; the percentage 
 and its target are already in percent, as `prune.percentage` is.
 """
 
+import errno
 import math
+import os
 import re
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Protocol, Self, TextIO
@@ -62,6 +65,28 @@ def seconds(duration: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class _Stream(rich.console.Console):
+    """One that is written to for as long as somebody reads it; then it is silent.
+
+    Whoever ends the reader (`| head`) or closes the terminal does not end hours of work: rich would
+    end the process, in whatever thread and in the middle of whatever it is.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # What is left in its buffer is flushed when the process ends, and would fail then.
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # what a terminal says that was closed
+                raise
+            self.on_broken_pipe()
+
+
 class Console:
     """Messages on stderr, tables on stdout; no text is read as markup, coloured or wrapped."""
 
@@ -69,7 +94,7 @@ class Console:
         out_is_terminal = (out or sys.stdout).isatty()
         err_is_terminal = (err or sys.stderr).isatty()
         # Decided here, not by rich: FORCE_COLOR in the environment must not draw into a file.
-        self._out = rich.console.Console(
+        self._out = _Stream(
             file=out,
             force_terminal=out_is_terminal,
             width=None if out_is_terminal else UNBOUNDED,
@@ -77,7 +102,7 @@ class Console:
             highlight=False,
             emoji=False,
         )
-        self._err = rich.console.Console(
+        self._err = _Stream(
             file=err,
             stderr=True,
             force_terminal=err_is_terminal,

@@ -53,6 +53,7 @@ def harness(place: Path, tracker: MemoryTracker, capsys: pytest.CaptureFixture[s
     before = signal.getsignal(signal.SIGTERM)
     # What is started in the background of a shell ignores Ctrl-C; at a terminal nothing does.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def typed(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -64,6 +65,7 @@ def harness(place: Path, tracker: MemoryTracker, capsys: pytest.CaptureFixture[s
     yield typed
     signal.signal(signal.SIGTERM, before)
     signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 def outcome(home: Path) -> Outcome:
@@ -396,8 +398,9 @@ def test_a_full_disk_at_the_very_end_does_not_leave_half_a_result(
     assert tiny.found(outcome(place / "runs")) == tiny.found(straight)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_end_it_cleanly_and_nothing_is_lost(
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_ctrl_c_sigterm_and_a_closed_terminal_end_it_cleanly_and_nothing_is_lost(
         number: signal.Signals, code: int, harness: Harness, place: Path, tracker: MemoryTracker,
         straight: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     train, calls = training.train, [0]

@@ -531,3 +531,26 @@ def read_until(stream: int, wanted: bytes | None) -> bytes:
             except OSError:  # Linux: the other side is closed
                 break
     return read
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_who_no_longer_reads_ends_nothing(kind: str) -> None:
+    """As after `| head -1`, and when the window is closed: the process says on and ends well."""
+    program = ("import sys, threading; from harness.console import Console; console = Console()\n"
+               "def say():\n"
+               "    for _ in range(3): console.say('more'); console.table('t', ['a'], [['b']])\n"
+               "input(); say()\n"
+               "thread = threading.Thread(target=say); thread.start(); thread.join()\n"
+               "open(sys.argv[1], 'w').write('done')")
+    reading, writing = os.pipe() if kind == "pipe" else pty.openpty()
+    kept, said = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", program, f"/dev/fd/{said}"], text=True,
+                          stdin=subprocess.PIPE, stdout=writing, stderr=writing,
+                          pass_fds=[said]) as process:
+        os.close(writing)
+        os.close(reading)
+        os.close(said)
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    with os.fdopen(kept) as told:
+        assert told.read() == "done"

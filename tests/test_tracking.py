@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,8 @@ from harness.tracking import (
     Point,
     Tracker,
     contact,
+    end_lost_launchers,
+    launched,
     launcher,
     link_launcher,
     resolve_uri,
@@ -605,6 +608,51 @@ class TestTheRunOfMlflowRun:
 
     def test_without_mlflow_run_there_is_none(self) -> None:
         assert launcher() is None
+
+    @pytest.fixture
+    def here(self, mlflow_tracker: MlflowTracker, uri: str, monkeypatch: pytest.MonkeyPatch,
+             ) -> MlflowTracker:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        return mlflow_tracker
+
+    def test_one_at_work_is_left_and_one_killed_with_all_that_it_started_is_ended(
+        self, here: MlflowTracker, uri: str
+    ) -> None:
+        """The killed one is marked by then, though its process had come to nothing else."""
+        lost, alive, persons = (opened(here, name) for name in ("lost", "alive", "a person's"))
+        starts = f"from harness.tracking import launched\nwith launched('{lost}'): input()"
+        shell = subprocess.Popen(
+            ["sh", "-c", '"$0" -c "$1"; true', sys.executable, starts], stdin=subprocess.PIPE,
+            env={**os.environ, "MLFLOW_TRACKING_URI": uri}, start_new_session=True)
+        end = time.monotonic() + 120
+        while "launcher.processes" not in tags_of(here, lost):
+            assert time.monotonic() < end
+            assert shell.poll() is None
+            time.sleep(0.1)
+        with launched(alive):
+            end_lost_launchers()  # as whoever joins does
+            assert {here.status(run) for run in (lost, alive, persons)} == {"RUNNING"}
+            os.killpg(shell.pid, signal.SIGKILL)
+            shell.communicate()
+            while here.status(lost) == "RUNNING":  # the one inside may take a moment to die
+                assert time.monotonic() < end
+                end_lost_launchers()
+            assert here.status(lost) == "KILLED"
+            assert here.status(alive) == here.status(persons) == "RUNNING"
+
+    def test_mlflow_run_finds_its_run_running_whatever_others_did(self, here: MlflowTracker,
+                                                                   ) -> None:
+        """It ends it by how its process ended, but only one that is RUNNING."""
+        started = opened(here, "spiffy-dove")
+        with launched(started):
+            here.end_run(started, "KILLED")
+        assert here.status(started) == "RUNNING"
+
+    def test_a_store_that_is_away_hinders_no_work(self, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        with launched("0" * 32):
+            end_lost_launchers()
 
     def test_nothing_is_written_into_it_by_mistake(
         self, mlflow_tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch

@@ -162,9 +162,8 @@ def _verdict(agent: Agent, champion: Found | None, found: Iterable[Versus]) -> t
     if champion is None:
         return ()
     criterion = champion.settings.get("prune.criterion", agent.study.base.prune.criterion)
-    share = champion.final.macs / agent.experiment.whole.macs
     measure = agent.experiment.data.measure
-    return tuple(sentence(str(criterion), versus, share, measure) for versus in found
+    return tuple(sentence(str(criterion), versus, measure) for versus in found
                  if versus.name != AGAIN)
 
 

@@ -39,7 +39,8 @@ class Runs:
         with holding(self.claims, agent) as claim:
             with holding(self.claims, "study-run"):
                 self.run_id = self._open_study_run()
-                self._reap_launchers()
+                if launcher := tracking.launcher():
+                    tracking.link_launcher(self.tracker, launcher, self.run_id)
             with ending(self.tracker, self.run_id, unless=lambda: self._leaves_others(claim)):
                 self.reap()
                 yield self.run_id
@@ -87,17 +88,6 @@ class Runs:
         """Every setting that matters under its path, the searched ones under short names too."""
         every = {**flat(config), **named(settings), "criterion": config.prune.criterion}
         return {path: value for path, value in every.items() if path not in config.without_effect}
-
-    def _reap_launchers(self) -> None:
-        """End the runs of `mlflow run` processes that were killed: nobody else will."""
-        mine = tracking.launcher()
-        before: list[str] = self.ledger.get("launchers", [])
-        for run_id in before:
-            if run_id != mine and self.tracker.status(run_id) == "RUNNING":
-                self.tracker.end_run(run_id, "KILLED")
-        if mine:
-            tracking.link_launcher(self.tracker, mine, self.run_id)
-            self.ledger.set("launchers", [*(r for r in before if r != mine), mine])
 
     def reap(self) -> None:
         """End the runs of the study whose agents were killed: KILLED, should they go on another

@@ -12,7 +12,7 @@ from harness.settings import AGNOSTIC
 from harness.sweep.controls import Control
 from harness.sweep.results import AGAIN, Final
 
-UNEQUAL = 0.02  # a difference of the FLOPs, as a share of the champion's, that must be told
+UNEQUAL = 0.02  # a difference of the FLOPs, as a share of ours, that must be told
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Versus:
     """One control against the champion's settings.
 
     accuracies: on validation, one a run, in [0, 1]; share: of the baseline's FLOPs, the mean;
-    against: the champion's settings on the same baselines. For `again` itself they are the same.
+    against, share_against: the same of the champion's settings on the same baselines, pair by pair.
+    For `again` itself they are the same.
     """
 
     name: str
     accuracies: tuple[float, ...]
     share: float
     against: tuple[float, ...]
+    share_against: float
 
     @property
     def mean(self) -> float:
@@ -48,7 +50,7 @@ class Versus:
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Versus":
         return cls(facts["name"], tuple(facts["accuracies"]), facts["share"],
-                   tuple(facts["against"]))
+                   tuple(facts["against"]), facts["share_against"])
 
 
 def compared(controls: Sequence[Control], champion: Final, macs: int) -> tuple[Versus, ...]:
@@ -57,9 +59,9 @@ def compared(controls: Sequence[Control], champion: Final, macs: int) -> tuple[V
     With replicates the champion itself is in no comparison: it was chosen for its accuracy.
     """
     ran = [c for c in controls if c.result]
-    ours = {c.replicate: c.result.last.accuracy for c in ran if c.name == AGAIN and c.result}
+    ours = {c.replicate: c.result.last for c in ran if c.name == AGAIN and c.result}
     if not any(c.replicate for c in controls):
-        ours = {0: champion.accuracy}
+        ours = {0: champion}
     found = []
     for name in dict.fromkeys(c.name for c in ran):
         pairs = [(c.result.last, ours[c.replicate]) for c in ran
@@ -67,19 +69,20 @@ def compared(controls: Sequence[Control], champion: Final, macs: int) -> tuple[V
         if pairs:
             found.append(Versus(name, tuple(final.accuracy for final, _ in pairs),
                                 mean(final.macs for final, _ in pairs) / macs,
-                                tuple(own for _, own in pairs)))
+                                tuple(own.accuracy for _, own in pairs),
+                                mean(own.macs for _, own in pairs) / macs))
     return tuple(found)
 
 
-def sentence(criterion: str, versus: Versus, share: float,
-             measure: str = "top-1 accuracy") -> str:
-    """What a person can quote. criterion: the champion's; share: its FLOPs, of the baseline's."""
+def sentence(criterion: str, versus: Versus, measure: str = "top-1 accuracy") -> str:
+    """What a person can quote. criterion: the champion's."""
     found, other = versus.difference, versus.name
     if other == AGNOSTIC:
         criterion, other = "pruning for the chosen classes", "pruning for all"
     points = f"{100 * found.mean:+.2f}"
-    at = f"at {percent(share)} of the FLOPs"
-    if abs(versus.share - share) > UNEQUAL * share:
+    ours = versus.share_against
+    at = f"at {percent(ours)} of the FLOPs"
+    if abs(versus.share - ours) > UNEQUAL * ours:
         at += f" ({other} has {percent(versus.share)})"
     if found.pairs == 1:
         return (f"{criterion} against {other} {at}: {points} points of {measure} on validation "

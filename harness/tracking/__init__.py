@@ -5,7 +5,7 @@ The only room that knows MLflow.
 
 from harness.tracking.address import resolve_uri
 from harness.tracking.earlier import Written, written
-from harness.tracking.launching import end_orphaned_launcher, launcher, link_launcher
+from harness.tracking.launching import end_lost_launchers, launched, launcher, link_launcher
 from harness.tracking.links import run_path, view_link, view_path
 from harness.tracking.memory import MemoryModel, MemoryRun, MemoryTracker
 from harness.tracking.mlflow_tracker import MlflowTracker
@@ -27,9 +27,10 @@ __all__ = [
     "Tracker",
     "Version",
     "Written",
-    "end_orphaned_launcher",
+    "end_lost_launchers",
     "finite_or_nan",
     "infinite_marks",
+    "launched",
     "launcher",
     "link_launcher",
     "resolve_uri",

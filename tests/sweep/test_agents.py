@@ -69,6 +69,18 @@ def test_agents_that_join_and_leave_by_themselves_finish_the_study(desk: Desk, a
     desk.check(alone)
 
 
+def test_a_study_of_which_nobody_reads_on_goes_on_to_its_end(desk: Desk, alone: Outcome) -> None:
+    """`harness study tiny --agents 2 2>&1 | head -3`"""
+    process = desk.start("study", "tiny", "--agents", "2")
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(3)]
+    process.stdout.close()
+    assert process.wait(240) == 0, said
+    desk.check(alone)
+    tries = [t.user_attrs.get("tries", 0) for t in desk.place.ledger(desk.id).settings()]
+    assert set(tries) == {1}, "an agent died"
+
+
 def test_an_agent_that_only_dies_is_given_up() -> None:
     """And no sooner than a trial that kills whoever walks it: the others go on."""
     said: list[str] = []

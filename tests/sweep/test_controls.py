@@ -13,9 +13,10 @@ from harness import train as training
 from harness.analysis.paired import paired
 from harness.errors import GraphError
 from harness.experiment import Experiment, Trial, stages
+from harness.sweep.controls import Control
 from harness.sweep.outcome import Outcome
-from harness.sweep.results import AGAIN
-from harness.sweep.verdict import Versus, sentence
+from harness.sweep.results import AGAIN, Final, Result
+from harness.sweep.verdict import Versus, compared, sentence
 from harness.tracking import MemoryRun
 
 STUDY: dict[str, Any] = {"trials": 2, "controls": ["random", "scratch"]}
@@ -181,7 +182,7 @@ def test_an_outcome_with_comparisons_reads_back(repeated: tuple[Machine, Outcome
 
 def versus(*differences: float, share: float = 0.1) -> Versus:
     return Versus("random", tuple(0.9 - d for d in differences), share,
-                  tuple(0.9 for _ in differences))
+                  tuple(0.9 for _ in differences), 0.1)
 
 
 @pytest.mark.parametrize(("differences", "begins"), [
@@ -192,17 +193,35 @@ def versus(*differences: float, share: float = 0.1) -> Versus:
 def test_a_verdict_claims_no_more_than_the_interval_does(
         differences: tuple[float, ...], begins: str) -> None:
     found = versus(*differences)
-    assert sentence("taylor", found, 0.1).startswith(begins)
+    assert sentence("taylor", found).startswith(begins)
     if len(differences) > 1:
         known = paired(found.against, found.accuracies)
         interval = f"{100 * known.low:+.2f} to {100 * known.high:+.2f}"
-        assert interval in sentence("taylor", found, 0.1)
+        assert interval in sentence("taylor", found)
+
+
+def test_a_verdict_names_the_flops_of_the_pairs_and_not_the_champions() -> None:
+    """Chosen at 20 % of the FLOPs; run again, its settings ended at 15 and 17, and so did l1."""
+    def ended(name: str, replicate: int, macs: int, accuracy: float) -> Control:
+        final = Final(3, "k", accuracy, macs, 10, 5, 50.0)
+        return Control(name, "run", Result((final,), "", True, 3, 0, 1.0, {}), "", replicate)
+
+    controls = [ended(AGAIN, 1, 15, 0.9), ended(AGAIN, 2, 17, 0.8),
+                ended("l1", 1, 15, 0.8), ended("l1", 2, 17, 0.7)]
+    champion = Final(3, "k", 0.95, 20, 10, 5, 50.0)
+    _, found = compared(controls, champion, 100)
+    assert sentence("taylor", found).startswith(
+        "taylor beats l1 by 10.00 ± 0.00 points at 16.00 % of the FLOPs (2 pairs")
+    _, one = compared([*controls[:2], controls[3]], champion, 100)
+    assert sentence("taylor", one).startswith("taylor against l1 at 17.00 % of the FLOPs: +10.00")
+    alone, = compared([ended("l1", 0, 20, 0.9)], champion, 100)
+    assert "at 20.00 % of the FLOPs: +5.00 points" in sentence("taylor", alone)
 
 
 def test_a_verdict_tells_of_flops_that_differ() -> None:
-    text = sentence("taylor", versus(0.012, 0.013, 0.014, share=0.12), 0.1)
+    text = sentence("taylor", versus(0.012, 0.013, 0.014, share=0.12))
     assert "(random has 12.00 %)" in text
-    assert "has" not in sentence("taylor", versus(0.012, 0.013, share=0.1005), 0.1)
+    assert "has" not in sentence("taylor", versus(0.012, 0.013, share=0.1005))
 
 
 def statuses(runs: list[MemoryRun]) -> set[str]:

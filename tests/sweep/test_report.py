@@ -168,7 +168,7 @@ def test_the_report_is_in_mlflow_and_can_be_written_again(whole: Whole, folder: 
 def test_what_the_settings_say_is_never_part_of_the_page(whole: Whole, tmp_path: Path) -> None:
     rows = tuple(replace(row, name=HOSTILE, settings={HOSTILE: HOSTILE})
                  for row in whole.outcome.rows)
-    other = Versus(HOSTILE, (0.5,), 0.3, (0.6,))
+    other = Versus(HOSTILE, (0.5,), 0.3, (0.6,), 0.3)
     layers = tuple(replace(layer, layer=HOSTILE) for layer in whole.outcome.layers)
     hostile = replace(whole.outcome, study=HOSTILE, study_id="s-1", question=HOSTILE, rows=rows,
                       comparisons=(other,), verdict=(HOSTILE,), notes=(HOSTILE,),
@@ -188,7 +188,8 @@ def test_replicates_are_told_with_their_spread(whole: Whole, tmp_path: Path) -> 
     """Settings run again at 0.8, 0.9 and 0.7: 0.8 on average, deviation 0.1."""
     again = (0.8, 0.9, 0.7)
     outcome = replace(whole.outcome, study_id="s-2", replicates=3, comparisons=(
-        Versus("again", again, 0.3, again), Versus("random", (0.5, 0.55, 0.45), 0.3, again)))
+        Versus("again", again, 0.3, again, 0.3),
+        Versus("random", (0.5, 0.55, 0.45), 0.3, again, 0.3)))
     seen = Seen(write(outcome, None, tmp_path).read_text())
     assert ("Its settings, run again on 3 new baselines, give 80.00 % on average, standard "
             "deviation 10.00 points.") in seen.texts
