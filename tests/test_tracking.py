@@ -161,6 +161,15 @@ class TestEveryTracker:
         tags = tags_of(tracker, opened(tracker, tags={"fingerprint": "abc"}))
         assert (tags["role"], tags["study"], tags["fingerprint"]) == ("trial", "s-1", "abc")
 
+    def test_tags_of_a_run_are_read_as_they_are_now(self, tracker: AnyTracker) -> None:
+        run_id = opened(tracker, tags={"ordinal": "1"})
+        tracker.set_tags(run_id, {"ordinal": "2", "more": "yes"})
+        assert {"role": "trial", "study": "s-1", "ordinal": "2", "more": "yes"}.items() <= (
+            tracker.tags(run_id).items()
+        )
+        with pytest.raises(TrackingError, match=r"MLflow could not .*0000"):
+            tracker.tags("0" * 32)
+
     def test_a_point_written_again_stands_once(self, tracker: AnyTracker) -> None:
         run_id = opened(tracker)
         first = [Point("acc", 0.5, 0, 1000), Point("acc", math.nan, 1, 2000)]

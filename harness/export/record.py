@@ -7,7 +7,8 @@ input_shape              (C, H, W) of a picture; any number of them at a time
 input_mean, input_deviation   input = (value - mean) / deviation, a number a channel
 value_range              from which to which number `value` goes, in the data set's own unit
 input_range              the same of the inputs, as trained on
-network, study, trial, step, run, stage, settings   where it comes from, as far as that is known
+network, study, trial, control, role, step, run, stage, settings, version
+                         where it comes from, as far as that is known
 config, fingerprint      the run that it comes from, as YAML, and its fingerprint
 model                    what `harness.models.build` makes the whole network from
 macs, flops, params, filters   counted; FLOPs are 2 x MACs, of one picture

@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.analysis.costs import Sheet
 from harness.config import RunConfig
-from harness.console import count, percent
+from harness.console import percent
 from harness.data import Data
 from harness.errors import ExportError, StudyError
 from harness.evaluate import evaluate, latencies
@@ -31,9 +31,11 @@ from harness.export.parity import POINTS, TOLERANCE
 from harness.graphs import traced
 from harness.loading import architecture, load_data
 from harness.runtime import settle
+from harness.sweep.beside import Side, beside, fresh
 from harness.sweep.champion import outcome_of
 from harness.sweep.networks import Fetched, Reference, Shelf
 from harness.sweep.rounding_up import rounded_network
+from harness.sweep.timed import pictures_of, spread, terms
 
 ALL = "all"
 _USE = {"pt2": "torch.export.load('{}').module()(pictures)",
@@ -115,15 +117,14 @@ def export_network(ref: Reference, shelf: Shelf, format_: str | None, out: Path 
         try:
             with answers_of(module, judged.val) as original:
                 sheets.append(_of_int8(quantized(onnx.path, judged.train.inputs, original,
-                                                 data.val.inputs[:32]), onnx, config.threads,
-                                      data.measure))
+                                                 pictures_of(data.val.inputs, 32)), onnx,
+                                       config.threads, data.measure))
         except ExportError as error:
             failures.append(str(error))
     if rounded is not None:
         sheets.append(rounded.sheet)
     elif good:
-        sheets.append(_beside(ref, shelf, config, data, found) if ref.is_champion
-                      else _facts(ref, facts, data.measure))
+        sheets.append(_beside(ref, shelf, config, data, sent, facts))
     return Shipped(sheets, failures)
 
 
@@ -139,17 +140,16 @@ def _check_last_steps(formats: Sequence[str], fold: bool, int8: bool) -> None:
 
 
 def _of_folding(module: nn.Module, folded: nn.Module, gone: int, left: int, data: Data) -> str:
-    times = latencies({"before": module, "after": folded}, data.val.inputs[:32].contiguous())
-    return (f"{gone} batch norms are folded into convolutions, {left} are left; in PyTorch 32 "
-            f"pictures took {times['before'].median_ms:.2f} ms, and take "
-            f"{times['after'].median_ms:.2f} ms")
+    pictures = pictures_of(data.val.inputs, 32)
+    times = latencies({"before": module, "after": folded}, pictures)
+    return (f"{gone} batch norms are folded into convolutions, {left} are left; 32 pictures took "
+            f"{spread(times['before'])}, and take {spread(times['after'])}; {terms(pictures)}")
 
 
 def _of_int8(found: Quantized, onnx: Exported, threads: int, measure: str) -> Sheet:
     rows = [[name, f"{size / 1e6:.2f} MB", percent(parity.accuracy_of_file),
              percent(parity.agreement), f"{parity.difference:.1e}",
-             f"{found.latency[name].median_ms:.2f} ms ({found.latency[name].low_ms:.2f} to "
-             f"{found.latency[name].high_ms:.2f})"]
+             spread(found.latency[name])]
             for name, size, parity in (
                 ("onnx", onnx.size_bytes, found.parity_before),
                 ("int8", found.size_bytes, found.parity))]
@@ -229,36 +229,16 @@ def _parity(ref: Reference, written: Mapping[str, Exported | ExportError], split
                                             f"{measure}, file"], rows, notes)
 
 
-def _facts(ref: Reference, facts: Mapping[str, Any], measure: str) -> Sheet:
-    return Sheet(str(ref), ["what", "value"], [
-        [f"{measure} (validation)", percent(facts["val_accuracy"])],
-        ["FLOPs per picture", count(facts["flops"])], ["parameters", count(facts["params"])]])
-
-
-def _beside(ref: Reference, shelf: Shelf, config: RunConfig, data: Data, found: Fetched) -> Sheet:
-    """The champion beside the study's baseline."""
-    outcome = outcome_of(ref.name, shelf.home)
-    champion, baseline = outcome.champion, outcome.baseline
-    assert champion is not None
-    dense = shelf.network(Reference("study", outcome.study_id, "baseline"), config, data).module
-    networks = {"baseline": dense, "champion": found.module}
-    pictures = data.val.inputs[:32].contiguous()
-    one = latencies(networks, pictures[:1].contiguous())
-    many = latencies(networks, pictures, rounds=10)
-    rows = [[f"{data.measure} (validation)", percent(baseline.accuracy),
-             percent(champion.accuracy)],
-            [f"{data.measure} (test)", percent(baseline.test_accuracy),
-             percent(champion.test_accuracy)],
-            ["FLOPs per picture", count(2 * baseline.macs), count(2 * champion.macs)],
-            ["parameters", count(baseline.params), count(champion.params)],
-            ["size in memory", f"{baseline.params * 4 / 1e6:.2f} MB",
-             f"{champion.params * 4 / 1e6:.2f} MB"]]
-    for title, times in (("latency, 1 picture", one), ("latency, 32 pictures", many)):
-        rows.append([title, *(f"{times[n].median_ms:.2f} ms ({times[n].low_ms:.2f} to "
-                              f"{times[n].high_ms:.2f})" for n in networks)])
-    ideal = baseline.macs / champion.macs
-    faster = many["baseline"].median_ms / many["champion"].median_ms
-    return Sheet(f"champion of {outcome.study_id}: {champion.name}",
-                 ["", "baseline", "champion"], rows, [
-        f"{faster:.1f}x faster at 32 pictures, for {ideal:.1f}x fewer FLOPs; PyTorch, float32, "
-        f"threads: {config.threads}, this machine; medians of alternating runs (quartiles)"])
+def _beside(ref: Reference, shelf: Shelf, config: RunConfig, data: Data, sent: nn.Module,
+            facts: Mapping[str, Any]) -> Sheet:
+    """What is exported beside the whole network, whose accuracy the study knows if it is of one."""
+    whole = fresh(config, data)
+    cost = traced(whole, data.val.inputs[:8].contiguous(), stages(shelf.home)).cost()
+    outcome = outcome_of(ref.name, shelf.home) if ref.kind == "study" else None
+    known = (outcome.baseline.accuracy, outcome.baseline.test_accuracy) if outcome else (None, None)
+    title = (f"champion of {facts['study']}: trial {facts['trial']}" if ref.is_champion
+             else f"{ref.short} beside its baseline")
+    return beside(title, Side(whole, cost.macs, cost.params, known),
+                  Side(sent, facts["macs"], facts["params"],
+                       (facts["val_accuracy"], facts.get("test_accuracy"))),
+                  data.val.inputs, config.device, data.measure)

@@ -28,6 +28,7 @@ from harness.errors import ConfigError, StudyError, unknown
 from harness.experiment import Experiment, stages
 from harness.graphs import traced
 from harness.loading import network
+from harness.sweep import lineage as lineages
 from harness.sweep.champion import outcome_of
 from harness.sweep.ledger import ordinal_of
 from harness.sweep.outcome import Outcome
@@ -209,22 +210,25 @@ class Shelf:
             raise StudyError(f"the run {ref.name} has no such network: "
                              f"{unknown('milestone', ref.which, known)}")
         found = known[ref.which]
-        return self._in_store(ref, config, found["stage"], {"run": ref.name, "step": found["step"]})
+        return self._in_store(ref, config, found["stage"], {
+            **lineages.of_run(self.tracker, ref.name), "step": found["step"]})
 
-    def _step_of_run(self, ref: Reference, run_id: str, config: RunConfig, **more: Any) -> Fetched:
+    def _step_of_run(self, ref: Reference, run_id: str, config: RunConfig) -> Fetched:
         known = plans(self.tracker, run_id)
         if str(ref.step) not in known:
             raise StudyError(f"{ref}: {_no_step(ref, len(known))}")
         return self._in_store(ref, config, known[str(ref.step)]["stage"],
-                              {"run": run_id, "step": ref.step, **more})
+                              {**lineages.of_run(self.tracker, run_id), "step": ref.step})
 
     def _in_store(self, ref: Reference, config: RunConfig, key: str, lineage: Mapping[str, Any],
                   ) -> Fetched:
         experiment = Experiment(config, stages(self.home))
         stage = experiment.stage(key)
         if stage is None:
-            raise StudyError(f"the stage of {ref} is no longer in the store of {self.home}; run "
-                             "its settings again (harness run) to have it back.")
+            # A control has the FLOPs of its champion, which no configuration of a run says.
+            run_id = None if "control" in lineage else lineage.get("run")
+            raise StudyError(f"the stage of {ref} is no longer in the store of {self.home}. "
+                             f"{lineages.way_back(run_id, self.home)}")
         return _of_stage(experiment, stage, lineage)
 
     def _of_run(self, run_id: str, config: RunConfig, data: Data, version: Registered | None = None,
@@ -238,7 +242,8 @@ class Shelf:
         graph = ignoring(traced(whole, data.val.inputs[:8].contiguous(), stages(self.home)),
                          config.prune.ignore, whole)
         plan = graph.plan(known[step]["kept"])
-        lineage = {"run": run_id, "step": int(step), "stage": tags.get("stage")}
+        lineage = {**lineages.of_run(self.tracker, run_id), "step": int(step),
+                   "stage": tags.get("stage")}
         if version:
             lineage["version"] = f"{version.name}/{version.number}"
         return Fetched(rebuilt(whole, plan.parameters, tensors).eval(), plan.parameters, lineage)
@@ -250,13 +255,13 @@ class Shelf:
             file = self.home / "studies" / outcome.study_id / f"{ref.which or 'champion'}"
             found = _of_file(file.with_suffix(".safetensors"), config, data)
             return Fetched(found.module, found.parameters,
-                           lineage | _row(outcome, ref.which or "champion"))
+                           lineage | lineages.of_row(outcome, ref.which or "champion"))
         controls = {row.name: row for row in outcome.rows if row.role == "control"}
         if ref.which in controls:
             row = controls[ref.which]
             lineage |= {"control": row.name}
             if ref.step is not None:
-                return self._step_of_run(ref, row.run_id, config, **lineage)
+                return self._step_of_run(ref, row.run_id, config)
             return self._in_store(ref, config, row.stage,
                                   lineage | {"run": row.run_id, "step": row.step})
         return self._of_trial(ref, config, outcome, lineage, controls)
@@ -277,17 +282,6 @@ class Shelf:
             "run": trial.user_attrs.get("run_id")})
 
 
-def _row(outcome: Outcome, role: str) -> dict[str, Any]:
-    """What the study says of its champion, or of its baseline."""
-    row = outcome.baseline if role == "baseline" else outcome.champion
-    assert row is not None  # its file was there
-    trial = row.name.removeprefix("trial ")
-    return {"role": role, "run": row.run_id, "step": row.step, "stage": row.stage,
-            "settings": dict(row.settings), "val_accuracy": row.accuracy,
-            "test_accuracy": row.test_accuracy,
-            **({"trial": int(trial)} if trial.isdecimal() else {})}
-
-
 def _stage_of_step(ref: Reference, result: Result) -> str:
     """Of a trial; '' in those of earlier versions, which the store does not have."""
     stages_of = {point.step: point.stage for point in result.curve}
@@ -303,13 +297,9 @@ def _no_step(ref: Reference, count: int) -> str:
 def _of_file(file: Path, config: RunConfig, data: Data) -> Fetched:
     module = load_pruned(network(config, data), file).eval()
     checkpoint = read_checkpoint(file)
-    kept = {name: checkpoint.metadata[name] for name in _LINEAGE if name in checkpoint.metadata}
-    return Fetched(module, checkpoint.parameters, kept)
-
-
-# Of an exported file, what is also true of a file that is made of it.
-_LINEAGE = ("study", "trial", "control", "role", "step", "run", "stage", "settings", "version",
-            "val_accuracy", "test_accuracy")
+    said = checkpoint.metadata
+    return Fetched(module, checkpoint.parameters,
+                   {name: said[name] for name in lineages.KEPT if name in said})
 
 
 def _of_stage(experiment: Experiment, stage: Stage, lineage: Mapping[str, Any] | None = None,

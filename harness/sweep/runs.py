@@ -165,6 +165,7 @@ class Runs:
                                   "replicate": str(replicate), notes.NOTE: tried})
         self._tried[run_id] = tried
         self.ledger.set(f"{key}/run", run_id)
+        self.tracker.log_text(run_id, to_yaml(config), "config.yaml")
         return run_id
 
     def walked(self, run_id: str, journal: Journal, trial: Trial, experiment: Experiment,

@@ -129,6 +129,9 @@ class MemoryTracker:
         run.tags.update(tags)
         run.name = tags.get("mlflow.runName", run.name)
 
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        return dict(self._run(run_id).tags)
+
     def log_text(self, run_id: str, text: str, path: str) -> None:
         self._run(run_id).files[path] = text
 

@@ -173,6 +173,10 @@ class MlflowTracker:
             for part in parts(marks, 100):
                 self.client.log_batch(run_id, tags=part)
 
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        with told(f"read the tags of the run {run_id}"):
+            return dict(self.client.get_run(run_id).data.tags)
+
     def log_text(self, run_id: str, text: str, path: str) -> None:
         with told(f"write {path}"):
             self.client.log_text(run_id, text, path)

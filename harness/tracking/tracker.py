@@ -98,6 +98,9 @@ class Tracker(Protocol):
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None: ...
 
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        """All tags of a run, as they are now."""
+
     def log_text(self, run_id: str, text: str, path: str) -> None: ...
 
     def log_json(self, run_id: str, content: object, path: str) -> None: ...

@@ -18,6 +18,7 @@ from harness.errors import ExportError, HarnessError, StudyError, UnknownName
 from harness.evaluate import Latency
 from harness.export import FORMATS, SUFFIXES, written
 from harness.sweep import exporting
+from harness.sweep.beside import Side, beside
 from harness.sweep.exporting import Shipped, export_network
 from harness.sweep.networks import Shelf, references
 from sweep.conftest import Whole
@@ -114,8 +115,52 @@ def test_a_trial_a_step_and_a_version_are_compared_on_validation(
         assert found.failures == []
         assert "of the validation split" in found.sheets[0].notes[0]
         assert cells(found.sheets[0], "onnx")[4] == cells(found.sheets[1],
-                                                          "top-1 accuracy (validation)")[0]
+                                                          "top-1 accuracy (validation)")[1]
     assert reads == []
+
+
+@pytest.mark.parametrize("text", ["study:tiny:random", "model:tiny", "baseline:tiny"])
+def test_whatever_is_exported_is_timed_in_turns_with_the_whole_network(
+        text: str, whole: Whole, shelf: Shelf, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, dict[str, int]]] = []
+
+    def clock(networks: dict[str, torch.nn.Module], inputs: torch.Tensor, *,
+              rounds: int) -> dict[str, Latency]:
+        assert not any(part.training for net in networks.values() for part in net.modules())
+        seen.append((len(inputs), {name: sum(p.numel() for p in net.parameters())
+                                   for name, net in networks.items()}))
+        return {"baseline": Latency(6.0, 5.0, 7.0), "exported": Latency(4.0, 3.0, 5.0)}
+
+    monkeypatch.setattr("harness.sweep.beside.latencies", clock)
+    found = shipped(text, shelf, "state", tmp_path / "net.safetensors")
+    said, baseline = metadata(tmp_path / "net.safetensors"), whole.outcome.baseline
+    sizes = {"baseline": baseline.params, "exported": said["params"]}
+    assert seen == [(1, sizes), (32, sizes)]
+    table = found.sheets[-1]
+    assert cells(table, "latency, 1 picture") == ["6.00 ms (5.00 to 7.00)",
+                                                  "4.00 ms (3.00 to 5.00)"]
+    ideal = baseline.macs / said["macs"]
+    assert table.notes[0] == ("1.5x as fast at 1 picture, 1.5x as fast at 32 pictures; ideal, by "
+                              f"the FLOPs: {ideal:.1f}x")
+    assert f"float32, threads: {torch.get_num_threads()}, this machine" in table.notes[-1]
+
+
+def test_on_a_card_that_is_not_here_nothing_is_timed_and_that_is_told() -> None:
+    whole = Side(tiny.net(), 100, 10)
+    table = beside("a", whole, whole, torch.zeros(3, 1, 8, 8), "cuda:99")
+    assert [row[0] for row in table.rows][-2:] == ["latency, 1 picture", "latency, 32 pictures"]
+    assert any("timed on the CPU alone: device: 'cuda:99' is not" in note for note in table.notes)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA card here")
+def test_where_a_card_is_both_are_timed_there_too() -> None:
+    whole = Side(tiny.net(), 100, 10)
+    table = beside("a", whole, whole, torch.zeros(3, 1, 8, 8), "cuda:0")
+    assert [row[0] for row in table.rows][-2:] == ["latency on cuda:0, 1 picture",
+                                                   "latency on cuda:0, 32 pictures"]
+    assert next(whole.module.parameters()).device.type == "cpu"
 
 
 def test_last_steps_are_asked_for_measured_and_read_no_test_picture_more(

@@ -1,6 +1,7 @@
 """Networks by name: each is the very network, or there is a reason why it is not to be had."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import tiny
 import torch
 from torch import Tensor, nn
 
+from harness.config import run_from_text
 from harness.console import QuietScreen
-from harness.errors import ConfigError, HarnessError
+from harness.errors import ConfigError, HarnessError, StudyError
 from harness.loading import load_data
+from harness.sweep import lineage as lineages
 from harness.sweep.exporting import export_network
 from harness.sweep.looking import Asked, compare_views
 from harness.sweep.networks import Reference, Shelf, references
+from harness.sweep.single import run_one
+from harness.tracking import MemoryRun, MemoryTracker
 from sweep.conftest import Whole
 
 
@@ -105,6 +110,55 @@ def test_every_step_of_a_trial_and_of_a_control_is_to_be_had(whole: Whole, shelf
                   if r.tags.get("ordinal") == "0")
     first = outputs(experiment.model(whole.trials[0][1].steps[1].stage))
     assert torch.equal(fetched(shelf, f"run:{run_id}:step-1"), first)
+
+
+def lineage(shelf: Shelf, text: str) -> dict[str, object]:
+    (ref,) = references([text])
+    config = shelf.config(ref)
+    return dict(shelf.network(ref, config, load_data(config)).lineage)
+
+
+def test_a_run_and_a_registered_model_say_of_which_study_they_are(
+        whole: Whole, shelf: Shelf) -> None:
+    champion, study = whole.outcome.champion, whole.outcome.study_id
+    assert champion is not None
+    trial = {"study": study, "trial": int(champion.name.removeprefix("trial ")),
+             "run": champion.run_id}
+    control = next(row for row in whole.outcome.rows if row.role == "control")
+    random = {"study": study, "control": control.name, "run": control.run_id, "step": 1}
+    for text, said in ((f"run:{champion.run_id}", {**trial, "step": champion.step}),
+                       (f"run:{champion.run_id}:final", trial),
+                       (f"run:{champion.run_id}:step-1", {**trial, "step": 1}),
+                       ("model:tiny", {**trial, "version": "tiny/1"}),
+                       (f"run:{control.run_id}:step-1", random),
+                       (f"study:tiny:{control.name}:1", random)):
+        assert said.items() <= lineage(shelf, text).items(), text
+
+
+def test_tags_that_make_no_sense_are_as_none(whole: Whole, shelf: Shelf) -> None:
+    champion = whole.outcome.champion
+    assert champion is not None
+    for ordinal in ("", "-1", "x", "\u0663", "9" * 5000):
+        tracker = MemoryTracker(runs={"r": MemoryRun("n", "trial", "s", None, tags={
+            "role": "trial", "study": "s", "ordinal": ordinal})})
+        assert lineages.of_run(tracker, "r") == {"run": "r", "study": "s"}
+
+
+def test_what_the_store_let_go_comes_back_as_the_message_says(
+        whole: Whole, shelf: Shelf, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(shelf.home, home, ignore=shutil.ignore_patterns("stages"))
+    bare, text = replace(shelf, home=home), "study:tiny:0"
+    run_id = str(lineage(shelf, text)["run"])
+    with pytest.raises(StudyError) as told:
+        fetched(bare, text)
+    assert f"`harness run config.yaml --home {home}` trains it again" in str(told.value)
+    assert f"mlflow artifacts download -r {run_id} -a config.yaml" in str(told.value)
+    with pytest.raises(StudyError, match="Only a new study trains it again"):
+        fetched(bare, "study:tiny:random")
+    config = run_from_text(shelf.tracker.read_text(run_id, "config.yaml"))
+    run_one(config, home, MemoryTracker, QuietScreen())
+    torch.testing.assert_close(fetched(bare, text), fetched(shelf, text), rtol=0, atol=1e-6)
 
 
 @pytest.mark.rows("R116")
