@@ -82,6 +82,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(_parameters(json.loads(header["parameters"])), tensors, metadata)
     except FileNotFoundError as error:
         raise ModelError(f"no file {path}.") from error
+    except IsADirectoryError as error:
+        raise ModelError(f"{path} is a folder, and no pruned network of ours.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError,
             RecursionError, MemoryError) as error:
         raise ModelError(

@@ -555,6 +555,18 @@ def test_networks_are_compared_from_the_command_line(harness: Harness, place: Pa
     code, out, _ = harness("export", "--network", "study:tiny:baseline", "--out", "whole.pt2")
     assert code == 0
     assert "whole.pt2" in out
+    code, out, err = harness("export", "--network", "study:tiny", "--fold-batchnorm", "--out",
+                             "folded.pt2")
+    assert code == 0, err
+    assert "3 batch norms are folded into convolutions, 0 are left" in out
+    program = torch.export.load("folded.pt2")
+    assert not [name for name in program.state_dict if "running" in name]
+    assert not [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
+    code, _, err = harness("export", "--study", "tiny", "--fold-batchnorm", "--format", "state",
+                           "--out", "folded.safetensors")
+    assert code == 1
+    assert "--fold-batchnorm: a state file is rebuilt on a network with its batch norms" in err
+    assert not (place / "folded.safetensors").exists()
     assert harness("gradcam", "tiny")[0] == 1
 
 

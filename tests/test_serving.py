@@ -13,12 +13,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from harness.engine.pruner import prune
-from harness.tracking import MlflowTracker
+from harness.tracking import MlflowTracker, save_model
 
 ANSWERS_WITHIN_S = 180
 
@@ -74,6 +75,35 @@ def asked(address: str, key: str, inputs: torch.Tensor) -> Any:
         return torch.tensor(json.load(answer)["predictions"])
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as MLflow keeps it, and `expected.pt`: inputs, and what its network says of them."""
+    folder = tmp_path_factory.mktemp("kept")
+    module, inputs = tiny.net().eval(), torch.randint(0, 17, (3, 1, 8, 8)).float()
+    save_model(module, inputs, folder / "net.mlflow", {})
+    with torch.no_grad():
+        torch.save((inputs, module(inputs)), folder / "expected.pt")
+    return folder
+
+
+def test_arrays_of_another_kind_or_shape_get_one_clear_error_in_pyfunc(folder: Path) -> None:
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    model = mlflow.pyfunc.load_model(str(folder / "net.mlflow"))
+    inputs, expected = torch.load(folder / "expected.pt", weights_only=True)
+    array = inputs.numpy()
+    assert np.allclose(model.predict(array), expected, atol=1e-5)
+    assert model.predict(array[:0]).shape == (0, 10)
+    for given, words in ((array.astype("float64"), "float64 does not match .* float32"),
+                         (array.astype("uint8"), "uint8 does not match .* float32"),
+                         (array[0], r"\(1, 8, 8\) does not match .*\(-1, 1, 8, 8\)"),
+                         (array[:, :, :7], r"\(3, 1, 7, 8\) does not match"),
+                         (array.repeat(3, axis=1), r"\(3, 3, 8, 8\) does not match")):
+        with pytest.raises(MlflowException, match=words):
+            model.predict(given)
+
+
 @pytest.mark.slow
 def test_a_served_champion_answers_pictures_as_its_network_does(tmp_path: Path) -> None:
     module = tiny.net().eval()
@@ -106,7 +136,14 @@ def test_a_served_champion_answers_pictures_as_its_network_does(tmp_path: Path) 
     with served("models:/digits@champion", tmp_path, environment) as address:
         assert torch.allclose(asked(address, "inputs", pictures), expected, atol=1e-5)
         assert torch.allclose(asked(address, "instances", pictures[:1]), expected[:1], atol=1e-5)
-        with pytest.raises(urllib.request.HTTPError) as refused:
-            asked(address, "inputs", torch.zeros(1, 3, 8, 8))
-        with refused.value:
-            assert refused.value.code == 400
+        whole = torch.arange(64).reshape(1, 1, 8, 8)  # as JSON has them, of no kind
+        with torch.no_grad():
+            expected = module(whole.float())
+        assert torch.allclose(asked(address, "inputs", whole), expected, rtol=1e-4)
+        assert torch.allclose(asked(address, "inputs", whole.double()), expected, rtol=1e-4)
+        for shape in ((1, 3, 8, 8), (1, 8, 8), (1, 1, 8, 7), (64,)):
+            with pytest.raises(urllib.request.HTTPError) as refused:
+                asked(address, "inputs", torch.zeros(shape))
+            with refused.value:
+                assert refused.value.code == 400
+                assert "does not match" in json.load(refused.value)["message"]

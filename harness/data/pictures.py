@@ -146,8 +146,7 @@ def opened(file: Path, mode: str | None, content: BinaryIO | None = None) -> Ima
         raise DataError(f"{file} cannot be read: it has more than {Image.MAX_IMAGE_PIXELS} pixels, "
                         "the most that are read; make it smaller") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
-        said = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{file} cannot be read: {said}") from error
+        raise DataError(f"{file} cannot be read: {_why(error)}") from error
     if picture.mode in _WIDE:
         raise DataError(f"{file} has more than 8 bits a pixel ({picture.mode}); save it with 8")
     if mode is None:
@@ -155,6 +154,14 @@ def opened(file: Path, mode: str | None, content: BinaryIO | None = None) -> Ima
     if "transparency" in picture.info and picture.mode == "P":
         picture = picture.convert("RGBA")
     return picture.convert(mode)
+
+
+def _why(error: Exception) -> object:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder; name the pictures in it"
+    return (error.strerror if isinstance(error, OSError) else None) or error
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -272,11 +272,17 @@ def test_what_is_not_there_is_told_before_anything_is_written(shelf: Shelf, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def says(monkeypatch: pytest.MonkeyPatch, rounded_ms: float) -> None:
-    """Clocks differ from day to day; these say what the test wants."""
-    told = {"baseline": 8.0, "as it is": 4.0, "multiples of 4": rounded_ms}
-    monkeypatch.setattr("harness.sweep.rounding_up.latencies", lambda networks, inputs, rounds: {
-        name: Latency(told[name], told[name], told[name]) for name in networks})
+def says(monkeypatch: pytest.MonkeyPatch, *rounded_ms: float) -> None:
+    """Clocks differ from day to day; these say what the test wants, the last again and again."""
+    turns: dict[int, int] = {}
+
+    def clock(networks: object, inputs: torch.Tensor, *, rounds: int) -> dict[str, Latency]:
+        turn = turns[len(inputs)] = turns.get(len(inputs), -1) + 1
+        told = {"baseline": 8.0, "as it is": 4.0,
+                "multiples of 4": rounded_ms[min(turn, len(rounded_ms) - 1)]}
+        return {name: Latency(ms, ms, ms) for name, ms in told.items()}
+
+    monkeypatch.setattr("harness.sweep.rounding_up.latencies", clock)
 
 
 def rounded(shelf: Shelf, text: str, to: int = 4) -> Shipped:
@@ -286,7 +292,7 @@ def rounded(shelf: Shelf, text: str, to: int = 4) -> Shipped:
 
 def test_widths_rounded_up_are_exported_where_they_are_faster(
         shelf: Shelf, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    says(monkeypatch, rounded_ms=2.0)
+    says(monkeypatch, 2.0)
     best = whole.outcome.champion
     assert best is not None
     found = rounded(shelf, "study:tiny")
@@ -310,13 +316,34 @@ def test_widths_rounded_up_are_exported_where_they_are_faster(
 
 def test_widths_that_would_be_slower_stay_as_they_are(
         shelf: Shelf, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    says(monkeypatch, rounded_ms=5.0)
+    says(monkeypatch, 5.0)
     found = rounded(shelf, "study:tiny")
     path = shelf.home / "exports" / f"{whole.outcome.study_id}.safetensors"
     assert "rounded_to" not in metadata(path)
     assert whole.outcome.champion is not None
     assert metadata(path)["macs"] == whole.outcome.champion.macs
-    assert "exported: as it is, the faster one" in found.sheets[-1].notes[0]
+    assert found.sheets[-1].notes[0].startswith("exported: as it is; widths rounded up ")
+
+
+def test_widths_that_are_faster_in_some_rounds_alone_stay_as_they_are(
+        shelf: Shelf, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, 4.5, 3.0)
+    found = rounded(shelf, "study:tiny")
+    assert "rounded_to" not in metadata(
+        shelf.home / "exports" / f"{whole.outcome.study_id}.safetensors")
+    exported, why, how = found.sheets[-1].notes
+    assert exported.startswith("exported: as it is; widths rounded up ")
+    assert why == ("multiples of 4 was faster in 4 of 5 rounds at 32 pictures, and had to be in "
+                   "all: 3.00 ms (3.00 to 4.50), as it is 4.00 ms (4.00 to 4.00)")
+    assert f"float32, threads: {torch.get_num_threads()}, this machine" in how
+
+
+def test_widths_that_are_multiples_already_stay_whatever_the_clock_says(
+        shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.sweep.rounding_up.latencies", lambda networks, inputs, rounds: {
+        name: Latency(ms, ms, ms) for ms, name in zip((8.0, 4.0, 2.0), networks)})
+    found = rounded(shelf, "study:tiny", to=1)
+    assert found.sheets[-1].notes[0] == "exported: as it is; all widths are multiples already"
 
 
 @pytest.mark.parametrize("text", ["study:tiny:baseline", "baseline:tiny", "study:tiny:random"])

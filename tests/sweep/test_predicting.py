@@ -195,11 +195,26 @@ def test_all_unreadable_pictures_are_told_at_once_before_the_network_is_looked_a
     good = files.picture(tmp_path / "good.png")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "half.png").write_bytes(good.read_bytes()[:200])
-    names = [tmp_path / name for name in ("good.png", "text.png", "half.png", "gone.jpg")]
+    (tmp_path / "folder.png").mkdir()
+    names = [tmp_path / name for name in ("good.png", "text.png", "half.png", "gone.jpg",
+                                          "folder.png")]
     with pytest.raises(DataError) as told:
         predict(str(tmp_path / "no such network.pt2"), names, no_shelf)
     assert all(name in str(told.value) for name in ("text.png", "half.png", "gone.jpg"))
     assert "good.png" not in str(told.value)
+    assert "folder.png cannot be read: it is a folder; name the pictures in it" in str(told.value)
+    assert "gone.jpg cannot be read: No such file or directory" in str(told.value)
+    assert "Errno" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["net.pt2", "net.onnx", "net.safetensors"])
+def test_a_folder_in_place_of_a_network_is_told_without_an_error_number(
+        name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ModelError, match=rf"{name}.* (folder|directory)") as told:
+        predict(str(tmp_path / name), [files.picture(tmp_path / "a.png")], no_shelf)
+    assert "rror 21" not in str(told.value)
+    assert "rrno" not in str(told.value)
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -139,6 +139,27 @@ def test_of_a_pareto_study_the_smaller_one_that_is_close_to_the_baseline_is_bett
             in model.version("4").description)
 
 
+def test_what_a_person_did_with_the_alias_is_where_the_next_study_begins(
+        model: Registered) -> None:
+    """Set back to an older version, then gone with the version that had it."""
+    model.champion(0.9, 90)
+    model.champion(0.95, 90)
+    if isinstance(model.tracker, MemoryTracker):
+        model.tracker.aliases["net", ALIAS] = "1"
+    else:
+        model.tracker.client.set_registered_model_alias("net", ALIAS, "1")
+    model.champion(0.93, 80)
+    assert model.held.number == "3"
+    assert "moved here from version 1" in model.held.description
+    if isinstance(model.tracker, MemoryTracker):
+        del model.tracker.aliases["net", ALIAS]
+    else:
+        model.tracker.client.delete_model_version("net", "3")
+    model.champion(0.5, 99)
+    assert model.held.number == "4"
+    assert "no version had it" in model.held.description
+
+
 def test_registering_the_same_champion_again_changes_nothing(model: Registered) -> None:
     run = model.tracker.open_run(name="trial 1", role="trial", study="s")
     uri = model.tracker.log_model(run, nn.Linear(2, 2), torch.zeros(2, 2), name="pruned")
