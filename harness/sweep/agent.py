@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import optuna
@@ -57,6 +57,13 @@ NO_FAULT = (KeyboardInterrupt, StoreError, TrackingError, HandedBack)  # of the 
 NOT_ITS_OWN = (OSError, *FAILURES, torch.AcceleratorError)
 
 
+class _Trained(NamedTuple):
+    """What is counted of a stage; the stage itself would be kept in memory."""
+
+    epochs: int
+    is_reused: bool
+
+
 @dataclass
 class Agent:
     """One process at work on one study. most_trials: after so many it leaves."""
@@ -78,6 +85,7 @@ class Agent:
         self.ledger = self.watch.watched("optuna", self.ledger)
         self.claims = self.watch.watched_claims(self.claims)
         self.tracker = self.watch.watched("mlflow", self.tracker)
+        self._trained: dict[str, _Trained] = {}  # of the trial at work, what it has come to
         self.book = Book(self.watch, self.ledger, self.claims)
         self.runs = Runs(self.study, self.study_id, self.ledger, self.claims, self.tracker)
         config = self.study.config
@@ -250,6 +258,7 @@ class Agent:
             self.ledger.copy(trial, earlier)
             return None
         ordinal, settings = ordinal_of(trial), dict(trial.params)
+        self._trained = {}
         if not self.ledger.try_again(trial):
             return self._give_up(trial, "given up after 3 tries that were cut short")
         start = time.perf_counter()
@@ -302,6 +311,8 @@ class Agent:
             "mlflow", Journal(self.tracker, run_id, experiment.whole))
 
         def on_step(step: Step) -> str:
+            if step.number or step.stage.facts.get("is_prepared"):  # else it is the baseline
+                self._trained[step.stage.key] = _Trained(len(step.stage.epochs), step.stage.reused)
             self._attend(claim)
             journal.step(step)
             return stop(point_of(step))
@@ -326,9 +337,12 @@ class Agent:
         return self.experiment.trial(config, is_candidate=self._is_candidate)
 
     def _give_up(self, trial: optuna.Trial, reason: str) -> bool:
+        trained = self._trained
         self.runs.failed(trial, reason)
-        self.ledger.fail(trial, reason)
-        self.screen.trial_done(failed_line(ordinal_of(trial), "trial", trial.params, reason))
+        self.ledger.fail(trial, reason, {key: each.epochs for key, each in trained.items()})
+        self.screen.trial_done(replace(
+            failed_line(ordinal_of(trial), "trial", trial.params, reason), stages=len(trained),
+            reused=sum(each.is_reused for each in trained.values())))
         return False
 
     def _check_budget(self) -> None:

@@ -100,7 +100,8 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
     walked = [r for _, r in results] + [c.result for c in controls if c.result]
     baseline = agent.experiment.baseline
     replicates = agent.study.config.replicates if champion else 0
-    effort = effort_of(walked, len(agent.experiment.trained.epochs), 1 + replicates)
+    effort = effort_of(walked, len(agent.experiment.trained.epochs), 1 + replicates,
+                       agent.ledger.failed())
     whole = agent.experiment.whole.macs
     reached = [(f.macs / whole, f.accuracy) for _, r in results for f in r.finals]
     reached.append((1.0, baseline.accuracy))

@@ -150,8 +150,11 @@ class Ledger:
         else:
             self._tell(trial, TrialState.COMPLETE, values)
 
-    def fail(self, trial: optuna.Trial, reason: str) -> None:
+    def fail(self, trial: optuna.Trial, reason: str, epochs: Mapping[str, int] | None = None,
+             ) -> None:
+        """Ended without a result. epochs: stage key -> epochs, of what it had trained."""
         trial.set_user_attr("reason", reason)
+        trial.set_user_attr("epochs", dict(epochs or {}))
         trial.set_user_attr("ended", time.time())
         self._tell(trial, TrialState.FAIL, None)
 
@@ -209,6 +212,11 @@ class Ledger:
         """Finished settings with what they found, in order."""
         self._look()
         return list(self._results)
+
+    def failed(self) -> list[Mapping[str, int]]:
+        """Of every trial that failed, the epochs of what it had trained, as far as is known."""
+        return [t.user_attrs.get("epochs", {}) for t in self.originals()
+                if t.state == TrialState.FAIL]
 
     def tally(self) -> Tally:
         """The same, counted."""

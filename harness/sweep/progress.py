@@ -55,10 +55,11 @@ def progress(study: Study, place: Place) -> Progress:
 
 
 def _spent(study: Study, ledger: Ledger) -> Iterator[str]:
-    """What the finished trials cost, and what they would have cost without sharing."""
+    """What the trials that ended cost, and what they would have cost without sharing."""
     results = [result for _, result in ledger.results()]
-    if results:
-        effort = effort_of(results, study.base.baseline.epochs)
+    failed = ledger.failed()
+    if results or failed:
+        effort = effort_of(results, study.base.baseline.epochs, failed=failed)
         yield (f"{effort.run} epochs of retraining and fine-tuning run, {effort.naive} without "
                f"sharing ({effort.saved:.2f}x; {effort.saved_with_baselines:.2f}x with a baseline "
                "each)")

@@ -146,12 +146,16 @@ class Effort:
         return naive / max(1, self.run + self.baselines * self.baseline)
 
 
-def effort_of(results: Iterable[Result], baseline_epochs: int, baselines: int = 1) -> Effort:
-    """Count every stage once for the sweep, and once a trial for the naive one."""
+def effort_of(results: Iterable[Result], baseline_epochs: int, baselines: int = 1,
+              failed: Iterable[Mapping[str, int]] = ()) -> Effort:
+    """Count every stage once for the sweep, and once a trial for the naive one.
+
+    failed: of trials without a result, the epochs of what they had trained, as in `Result`.
+    """
     distinct: dict[str, int] = {}
     naive = trials = 0
-    for result in results:
-        distinct.update(result.epochs)
-        naive += sum(result.epochs.values())
+    for epochs in (*(result.epochs for result in results), *failed):
+        distinct.update(epochs)
+        naive += sum(epochs.values())
         trials += 1
     return Effort(sum(distinct.values()), naive, baseline_epochs, trials, baselines)

@@ -46,6 +46,30 @@ def test_a_trial_that_fails_says_why_and_the_study_goes_on(tmp_path: Path) -> No
     assert machine.runs("study")[0].status == "FINISHED"
 
 
+def test_what_a_trial_had_trained_before_it_failed_is_counted(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one fails when it trains for the third time, after two steps of two epochs each."""
+    train, begun, lines = training.train, [0], list[Any]()
+    monkeypatch.setattr(QuietScreen, "trial_done", lambda self, line: lines.append(line))
+
+    def failing(*given: Any, **more: Any) -> Any:
+        begun[0] += 1
+        if begun[0] == 4:  # the baseline is the first
+            raise ValueError("my own mistake")
+        return train(*given, **more)
+
+    monkeypatch.setattr(training, "train", failing)
+    machine = Machine(tmp_path)
+    study = tiny.study(trials=1, controls=[], space={
+        "prune.filters_per_step": [9, 13], "prune.percentage": [70]},
+        base=tiny.run(retrain__epochs=2))
+    outcome, _ = machine.conduct(study)
+    failed, = (line for line in lines if line.state == "failed")
+    assert (failed.reused, failed.stages) == (0, 2)
+    (_, found), = machine.ledger(study).results()
+    assert outcome.epochs_run == outcome.epochs_naive == 4 + sum(found.epochs.values())
+
+
 @pytest.mark.rows("R015")
 def test_a_trial_without_memory_fails_lets_it_go_and_the_agent_lives(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

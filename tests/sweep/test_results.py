@@ -28,6 +28,12 @@ def test_shared_stages_are_run_once_and_naive_once_a_trial() -> None:
     assert effort.saved_with_baselines == 31 / 19
 
 
+def test_what_failed_trials_had_trained_is_run_and_naive_too() -> None:
+    """One result of 5 epochs; one failed after 2 shared and 3 of its own, one before any."""
+    effort = effort_of([result(epochs={"a": 2, "b": 3})], 10, failed=[{"a": 2, "c": 3}, {}])
+    assert effort == Effort(run=8, naive=10, baseline=10, trials=3)
+
+
 def test_a_sweep_without_epochs_saves_nothing() -> None:
     effort = effort_of([], 0)
     assert (effort.saved, effort.saved_with_baselines) == (0.0, 0.0)
