@@ -71,6 +71,8 @@ def load_pruned(module: nn.Module, path: str | Path) -> nn.Module:
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """The file's content. Raises ModelError if it is not a pruned network or is broken."""
+    if Path(path).is_dir():  # safetensors would say that there is no such device
+        raise ModelError(f"{path} is a folder, and no pruned network of ours.")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -82,8 +84,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(_parameters(json.loads(header["parameters"])), tensors, metadata)
     except FileNotFoundError as error:
         raise ModelError(f"no file {path}.") from error
-    except IsADirectoryError as error:
-        raise ModelError(f"{path} is a folder, and no pruned network of ours.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError,
             RecursionError, MemoryError) as error:
         raise ModelError(

@@ -155,6 +155,8 @@ def _overheard(name: str) -> Iterator[list[str]]:
 
 def _checked_archive(path: Path) -> dict[str, Any]:
     """What a .pt2 file says of itself, if all that it holds may be loaded."""
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, and no .pt2 file.")
     if not path.is_file():
         raise ModelError(f"no file {path}.")
     try:

@@ -362,9 +362,9 @@ class TestRunsInMlflow:
             for role in ("study", "baseline", "trial", "control"):
                 mlflow_tracker.open_run(name=role, role=role, study=study)
         for study in ("s-1", "it's"):
-            query = comparison_view.state(study, ["lr"], "val_accuracy", ["lr"], "budget")[
-                "searchFilter"
-            ]
+            query = comparison_view.state(
+                study, ["lr"], "val_accuracy", ["lr"], "budget", "top-1 accuracy"
+            )["searchFilter"]
             found = mlflow_tracker.client.search_runs([mlflow_tracker.experiment_id], str(query))
             tags = [run.data.tags for run in found]
             assert {tag["study"] for tag in tags} == {study}

@@ -197,7 +197,7 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
         axes.plot(paid, [0.0] * len(paid), ls="", marker="|", color=BLACK, ms=7, clip_on=False,
                   transform=axes.get_xaxis_transform(), label="a trial ends")
         percent_axis(axes.yaxis)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epochs of retraining and fine-tuning so far (shared ones once)")
         axes.set_ylabel(what)
         legend(axes, figure)

@@ -15,6 +15,7 @@ from harness.sweep.ledger import Ledger
 from harness.sweep.orders import Order, give
 from harness.sweep.outcome import Outcome
 from harness.sweep.place import Place, study_id
+from harness.sweep.runs import ENDED
 from harness.sweep.storage import told
 from harness.tracking import Tracker
 
@@ -36,7 +37,7 @@ def conduct(study: Study, place: Place, open_tracker: Callable[[], Tracker], scr
         with watch.on("optuna"):
             ledger = place.ledger_of(study)
         done = finished(ledger, study)
-        if done is not None:
+        if done is not None and ledger.get(ENDED, True):
             return done, False
         if order is not None:
             give(ledger, order)

@@ -21,6 +21,8 @@ from harness.sweep.results import result_of
 from harness.sweep.space import Settings
 from harness.tracking import Ending, Tracker
 
+ENDED = "run_ended"  # a fact of the study: its run has been ended, or is at work again
+
 
 @dataclass
 class Runs:
@@ -38,12 +40,14 @@ class Runs:
         """The study's run, RUNNING while any agent works on it; ended by the last to leave."""
         with holding(self.claims, agent) as claim:
             with holding(self.claims, "study-run"):
+                self.ledger.set(ENDED, False)
                 self.run_id = self._open_study_run()
                 if launcher := tracking.launcher():
                     tracking.link_launcher(self.tracker, launcher, self.run_id)
             with ending(self.tracker, self.run_id, unless=lambda: self._leaves_others(claim)):
                 self.reap()
                 yield self.run_id
+            self.ledger.set(ENDED, True)
 
     def _leaves_others(self, claim: Claim) -> bool:
         """Leave; of two that leave at once, one is the last."""

@@ -177,7 +177,7 @@ def test_last_steps_are_asked_for_measured_and_read_no_test_picture_more(
     assert [row[0] for row in eight.rows] == ["onnx", "int8"]
     size = (tmp_path / "net.int8.onnx").stat().st_size
     assert cells(eight, "int8")[0] == f"{size / 1e6:.2f} MB"
-    assert "points of accuracy on the 60 validation pictures" in eight.notes[0]
+    assert "points of top-1 accuracy on the 60 validation pictures" in eight.notes[0]
 
 
 def test_last_steps_that_do_not_fit_are_refused_all_at_once(shelf: Shelf, tmp_path: Path) -> None:

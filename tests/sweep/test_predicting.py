@@ -231,7 +231,7 @@ def test_a_folder_in_place_of_a_network_is_told_without_an_error_number(
     ({"labels": ["a"] * 10}, "labels must be a list of different texts"),
     ({"labels": ["\x1b[2J", *map(str, range(9))]}, r"the label '\\x1b\[2J' cannot be printed"),
     ({"labels": ["\ud800", *map(str, range(9))]}, r"the label '\\ud800' cannot be printed"),
-    ({"config": "name: !!python/name:os.system x"}, r"net.pt2: the stored configuration, line 1"),
+    ({"config": "name: !!python/name:os.system x"}, r"n.pt2: the stored configuration, line 1"),
     ({"input_shape": None, "config": None}, "does not say how its pictures are made"),
 ])
 def test_a_file_that_says_wrong_things_of_itself_is_refused(
