@@ -130,7 +130,7 @@ class Journal:
 
     def gops(self, record: Mapping[str, float], stage: Stage) -> None:
         """Counted work and memory, as metrics and as gops.json."""
-        self.latest(record, int(stage.facts["made_ms"]))
+        self.summary(record, int(stage.facts["made_ms"]))
         self.tracker.log_json(self.run_id, dict(record), "gops.json")
 
     def milestones(self, steps: Sequence[Step], final: Stage) -> None:
