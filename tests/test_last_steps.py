@@ -81,11 +81,16 @@ def test_int8_is_measured_beside_its_file_and_learns_from_training_alone(tmp_pat
     assert found.parity.accuracy_of_file == pytest.approx(
         float((said.argmax(1) == data.val.targets).float().mean()))
     assert found.parity_before.accuracy_of_file == found.parity_before.accuracy
-    assert 1e-5 < found.parity.difference < 0.5  # of an untrained network: more on some processors
+    assert 1e-5 < found.parity.difference < 0.1
     assert found.latency.keys() == {"onnx", "int8"}
     model = onnx.load(found.path)
     eight_bit = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
-    assert len([name for name in eight_bit if "weight" in name and "zero" not in name]) == 4
+    weights = {name for name in eight_bit if "weight" in name and "zero" not in name}
+    assert len(weights) == 4
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:  # two products of 255 x 64 are what 16 bits hold
+            assert abs(onnx.numpy_helper.to_array(tensor).astype(int)).max() <= 64, tensor.name
     meta = session.get_modelmeta().custom_metadata_map
     assert meta["harness.study"] == "s-1"
-    assert meta["harness.int8"] == f"static, QDQ, calibrated on {CALIBRATION} training pictures"
+    assert meta["harness.int8"] == (
+        f"static, QDQ, 7 of 8 bits of weights, calibrated on {CALIBRATION} training pictures")
