@@ -168,8 +168,6 @@ def _checked_archive(path: Path) -> dict[str, Any]:
                 _check_tensors(path, kind, texts, inside)
             if (sample := inside.get("data/sample_inputs/model.pt")) is not None:
                 _check_plain(path, archive.read(sample))
-    except IsADirectoryError as error:
-        _refuse(path, "it is a folder", error)
     # ValueError: among others of names that are no text.
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError,
             ValueError, struct.error) as error:

@@ -30,6 +30,7 @@ def told(experiment: Experiment, trial: Trial, tracker: MemoryTracker, run_id: s
     journal.ledgers(trial.steps)
     journal.epochs(trial.final)
     journal.final(trial.final, trial.last.cost)
+    journal.gops(experiment.gops(trial.final), trial.final)
 
 
 def walked(experiment: Experiment) -> tuple[Trial, MemoryTracker, MemoryRun]:
@@ -58,8 +59,8 @@ def test_a_stage_that_is_made_again_leaves_the_points_that_were_written_first(tm
     before = dict(run.points)
     again = Experiment(tiny.run(), FolderStore(tmp_path / "two"))
     other = again.trial(again.config)
-    for step in other.steps:
-        step.stage.facts["made_ms"] += 5000  # type: ignore[index]
+    for stage in (*(step.stage for step in other.steps), other.final):
+        stage.facts["made_ms"] += 5000  # type: ignore[index]
     told(again, other, tracker, "run-1")
     assert dict(run.points) == before
 

@@ -114,8 +114,10 @@ def started_by_mlflow(python: Path, folder: Path) -> subprocess.CompletedProcess
     return run([str(python), str(program)], folder, BARE)
 
 
-def test_it_is_the_interpreter_of_mlflow(tmp_path: Path) -> None:
-    done = started_by_mlflow(Path(sys.executable), tmp_path)
+@pytest.mark.parametrize("folder", ["", "a" * 120], ids=["short", "longer than a terminal"])
+def test_it_is_the_interpreter_of_mlflow(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    done = started_by_mlflow(Path(sys.executable), tmp_path / folder)
     assert done.stdout.strip() == sys.executable, done.stderr
 
 

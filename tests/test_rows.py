@@ -113,6 +113,15 @@ def test_a_run_whose_tests_of_a_row_were_skipped_or_left_out_fails(tmp_path: Pat
     assert pytest_run(tmp_path, one="n == 1 or pytest.skip('2')")[0] == 0
 
 
+def test_of_several_processes_the_one_that_starts_them_judges(tmp_path: Path) -> None:
+    """Each row is shown by one of the two; a row that none shows is told once."""
+    code, out = pytest_run(tmp_path, "-n", "2")
+    assert (code, "not shown" in out) == (0, False)
+    code, out = pytest_run(tmp_path, "-n", "2", one="pytest.skip('no card')")
+    assert code == 1
+    assert out.count("R001 was not shown") == 1
+
+
 @pytest.mark.parametrize("words", [
     ("tests/test_it.py",), ("tests", "-k", "none or two"), ("-m", "not rows"), ("--collect-only",)])
 def test_a_narrow_run_is_left_alone(tmp_path: Path, words: tuple[str, ...]) -> None:

@@ -223,6 +223,29 @@ def test_death_at_any_moment_changes_nothing(whole: Whole, tmp_path: Path, momen
     assert_same(machine, whole)
 
 
+@pytest.mark.rows("R120")
+def test_a_study_that_had_its_answer_when_it_died_has_its_run_ended_by_the_same_command(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very last write of all is the end of the study's run."""
+    machine, study = Machine(tmp_path), tiny.study(trials=1, controls=[])
+    end = MemoryTracker.end_run
+
+    def die_at_the_study(self: MemoryTracker, run_id: str, status: Any) -> None:
+        if self.runs[run_id].role == "study":
+            raise Dead
+        end(self, run_id, status)
+
+    with monkeypatch.context() as mortal:
+        mortal.setattr(MemoryTracker, "end_run", die_at_the_study)
+        with pytest.raises(Dead):
+            machine.conduct(study)
+    assert machine.runs("study")[0].status == "RUNNING"
+    outcome, _ = machine.conduct(study)
+    assert outcome.settings_finished == 1
+    assert [run.status for run in machine.tracker.runs.values()] == ["FINISHED"] * 3
+    assert machine.conduct(study) == (outcome, False)
+
+
 def test_when_more_trials_find_another_champion_all_that_is_shown_is_the_new_ones(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is chosen last, though it is the first here. The test split is read once for each."""
