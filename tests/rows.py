@@ -89,8 +89,6 @@ class Guard:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.shouldstop or session.shouldfail or not _is_whole(session.config, self._tests):
             return
-        if hasattr(session.config, "workerinput"):
-            return  # one of several processes, which sees a part: the one that started it judges
         if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             return
         commands = recorded(self._tests)

@@ -115,7 +115,10 @@ def started_by_mlflow(python: Path, folder: Path) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("folder", ["", "a" * 120], ids=["short", "longer than a terminal"])
-def test_it_is_the_interpreter_of_mlflow(tmp_path: Path, folder: str) -> None:
+def test_it_is_the_interpreter_of_mlflow(tmp_path: Path, folder: str,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where COLUMNS is set, as in some shells, `ps` cuts lines there, into a pipe too."""
+    monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / folder).mkdir(exist_ok=True)
     done = started_by_mlflow(Path(sys.executable), tmp_path / folder)
     assert done.stdout.strip() == sys.executable, done.stderr

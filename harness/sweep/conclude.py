@@ -26,6 +26,7 @@ from harness.sweep.claims import holding
 from harness.sweep.controls import Control, Controls
 from harness.sweep.crowning import crown, stand_beside
 from harness.sweep.ledger import Ledger, ordinal_of
+from harness.sweep.lineage import of_trial
 from harness.sweep.notes import NOTE
 from harness.sweep.outcome import LayerKept, Outcome, Row
 from harness.sweep.pictures import FOLDER, of_study
@@ -48,6 +49,9 @@ class Found:
     settings: Mapping[str, Any]
     run_id: str
     final: Final
+
+    def lineage(self, study_id: str) -> dict[str, Any]:
+        return of_trial(study_id, self.ordinal, self.run_id, self.settings, self.final)
 
 
 def conclude(agent: Agent) -> Outcome:
@@ -199,15 +203,8 @@ def _keep(agent: Agent, champion: Found, stage: Stage) -> tuple[str, str]:
                     "run": str(agent.ledger.get("baseline_run")), "val_accuracy": whole.accuracy}))
     path = folder / "champion.safetensors"
     save_pruned(experiment.model(stage), stage.plan, path, metadata=experiment.record(
-        stage.plan, {**_lineage(agent, champion), "role": "champion"}))
+        stage.plan, {**champion.lineage(agent.study_id), "role": "champion"}))
     return str(path), checksum(stage)
-
-
-def _lineage(agent: Agent, found: Found) -> dict[str, Any]:
-    """Where a trial's network comes from, as files say it."""
-    return {"study": agent.study_id, "trial": found.ordinal, "step": found.final.step,
-            "run": found.run_id, "stage": found.final.key, "settings": named(found.settings),
-            "val_accuracy": found.final.accuracy}
 
 
 def checksum(stage: Stage) -> str:
@@ -239,7 +236,7 @@ def _log_models(agent: Agent, members: list[Found], champion: Found | None) -> s
                          "params_of_model": float(found.final.params),
                          "macs_of_model": float(found.final.macs)},
                 tags={"stage": found.final.key, "step": str(found.final.step)},
-                metadata=agent.experiment.record(stage.plan, _lineage(agent, found)))
+                metadata=agent.experiment.record(stage.plan, found.lineage(agent.study_id)))
             logged = {**logged, found.final.key: uri}
             agent.ledger.set("models", logged)
     if champion is None:

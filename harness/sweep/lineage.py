@@ -1,14 +1,25 @@
-"""Where a network comes from, as its file says it: from a study's outcome, or from a run's tags."""
+"""Where a network comes from, as its file says it: from a trial, a study's outcome, or a run's
+tags."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.sweep.outcome import Outcome
+from harness.sweep.results import Final
+from harness.sweep.runs import named
 from harness.tracking import Tracker
 
 # Of an exported file, what is also true of a file that is made of it.
 KEPT = ("study", "trial", "control", "role", "step", "run", "stage", "settings", "version",
         "val_accuracy", "test_accuracy")
+
+
+def of_trial(study_id: str, ordinal: int, run_id: str, settings: Mapping[str, Any], final: Final,
+             ) -> dict[str, Any]:
+    """What is known of a network when its trial has just ended."""
+    return {"study": study_id, "trial": ordinal, "step": final.step, "run": run_id,
+            "stage": final.key, "settings": named(settings), "val_accuracy": final.accuracy}
 
 
 def of_row(outcome: Outcome, role: str) -> dict[str, Any]:

@@ -85,11 +85,11 @@ class Question:
         """Whether a network of this cost may be chosen."""
         limit = self.latency_limit
         return (network.macs <= self.most_macs and network.params <= self.most_params
-                and (limit is None or _latency_of(network) <= limit))
+                and (limit is None or or_whole(network.latency_share) <= limit))
 
     def price(self, network: Cost) -> float:
         """What it costs by the study's measure, as a share of the whole network's."""
-        return (_latency_of(network) if self.config.cost == "latency"
+        return (or_whole(network.latency_share) if self.config.cost == "latency"
                 else network.macs / self.macs)
 
     def values(self, final: Final) -> list[float]:
@@ -104,7 +104,7 @@ class Question:
         if self.flops_limit is not None:
             found["flops_over_budget"] = final.macs / self.macs - self.flops_limit
         if self.latency_limit is not None:
-            found["latency_over_budget"] = _latency_of(final) - self.latency_limit
+            found["latency_over_budget"] = or_whole(final.latency_share) - self.latency_limit
         if given.params is not None:
             found["params_over_limit"] = final.params / self.params - given.params
         if given.accuracy is not None:
@@ -145,9 +145,9 @@ class Question:
         return self.config.constraints
 
 
-def _latency_of(network: Cost) -> float:
-    """As a share of the whole network's; what was not measured has gained nothing."""
-    return 1.0 if network.latency_share is None else network.latency_share
+def or_whole(latency_share: float | None) -> float:
+    """Of the whole network's latency; what was not measured has gained nothing."""
+    return 1.0 if latency_share is None else latency_share
 
 
 def rank(kind: str, accuracy: float, price: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from harness.console import percent
-from harness.sweep.question import Question, rank
+from harness.sweep.question import Question, or_whole, rank
 from harness.sweep.results import Final
 from harness.tracking import Tracker
 
@@ -74,9 +74,7 @@ class Standing:
 
     @property
     def price(self) -> float:
-        if self.cost == "latency":
-            return 1.0 if self.latency_share is None else self.latency_share
-        return self.macs
+        return or_whole(self.latency_share) if self.cost == "latency" else self.macs
 
     @property
     def text(self) -> str:
