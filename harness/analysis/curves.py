@@ -184,7 +184,7 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
         known = [(x, y) for x, y in zip(paid, answers) if y is not None]
         if known:
             axes.step(*zip(*known), where="post", color=BLUE, lw=1.8, marker="o", ms=4,
-                      label="best answer so far")
+                      clip_on=False, label="best answer so far")
         else:
             axes.text(0.5, 0.5, "no trial has an answer yet", transform=axes.transAxes,
                       ha="center", va="center")
@@ -194,6 +194,8 @@ def search_cost(epochs: Sequence[int], answers: Sequence[float | None], what: st
             tried = [(x, y) for x, y, h in zip(paid, asked, holds) if h is held]
             if tried:
                 axes.plot(*zip(*tried), ls="", marker=marker, color=colour, label=label)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 1))  # around a flat line there is room for more
         axes.plot(paid, [0.0] * len(paid), ls="", marker="|", color=BLACK, ms=7, clip_on=False,
                   transform=axes.get_xaxis_transform(), label="a trial ends")
         percent_axis(axes.yaxis)

@@ -39,7 +39,7 @@ def fresh(config: RunConfig, data: Data) -> nn.Module:
 
 
 def beside(title: str, baseline: Side, exported: Side, inputs: Tensor, device: str,
-           measure: str = "top-1 accuracy") -> Sheet:
+           measure: str) -> Sheet:
     """The two in one table, timed in turns on the CPU, and on the card of `device` if it is here.
 
     inputs: (N, C, H, W), of which they are given 1 and 32. measure: what the accuracies are. The

@@ -254,6 +254,12 @@ def test_a_single_answer_of_a_search_is_seen_and_none_is_told() -> None:
     (one,) = drawn(search_cost([3], [0.5], "accuracy of the champion")).axes
     assert [line.get_marker() for line in one.lines] == ["o", "|"]
     assert all(float(tick).is_integer() for tick in one.get_xticks()), "no half of an epoch"
+    for flat in (0.0, 0.986, 1.0):
+        low, high = drawn(search_cost([3, 4], [flat, flat], "accuracy")).axes[0].get_ylim()
+        assert 0 <= low < high <= 1, "no share is under nothing or over all"
+        assert low <= flat <= high
+    (asked,) = drawn(search_cost([3, 4], [0.5, 0.5], "percentage", [0.5, 0.9], [True, False])).axes
+    assert asked.get_ylim()[0] < 0.5 < 0.9 < asked.get_ylim()[1], "what did not hold is seen too"
     (none,) = drawn(search_cost([3, 4], [None, None], "accuracy of the champion")).axes
     assert [text.get_text() for text in none.texts] == ["no trial has an answer yet"]
     assert none.get_ylim() == (0, 1), "no share is negative"

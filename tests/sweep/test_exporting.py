@@ -148,7 +148,7 @@ def test_whatever_is_exported_is_timed_in_turns_with_the_whole_network(
 
 def test_on_a_card_that_is_not_here_nothing_is_timed_and_that_is_told() -> None:
     whole = Side(tiny.net(), 100, 10)
-    table = beside("a", whole, whole, torch.zeros(3, 1, 8, 8), "cuda:99")
+    table = beside("a", whole, whole, torch.zeros(3, 1, 8, 8), "cuda:99", "accuracy")
     assert [row[0] for row in table.rows][-2:] == ["latency, 1 picture", "latency, 32 pictures"]
     assert any("timed on the CPU alone: device: 'cuda:99' is not" in note for note in table.notes)
 
@@ -157,7 +157,7 @@ def test_on_a_card_that_is_not_here_nothing_is_timed_and_that_is_told() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA card here")
 def test_where_a_card_is_both_are_timed_there_too() -> None:
     whole = Side(tiny.net(), 100, 10)
-    table = beside("a", whole, whole, torch.zeros(3, 1, 8, 8), "cuda:0")
+    table = beside("a", whole, whole, torch.zeros(3, 1, 8, 8), "cuda:0", "accuracy")
     assert [row[0] for row in table.rows][-2:] == ["latency on cuda:0, 1 picture",
                                                    "latency on cuda:0, 32 pictures"]
     assert next(whole.module.parameters()).device.type == "cpu"
