@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tiny
@@ -22,7 +23,9 @@ from harness import cli as command_line
 from harness import train as training
 from harness.cli import cli, main
 from harness.sweep import conclude, supervisor
+from harness.sweep.orders import Order, give
 from harness.sweep.outcome import Outcome
+from harness.sweep.place import Place
 from harness.tracking import MemoryTracker, MlflowTracker, Written
 
 STUDY = tiny.study(trials=2, controls=["l1"], profiles={"smoke": {"trials": 1}})
@@ -272,6 +275,27 @@ def test_a_study_that_is_told_to_stop_has_no_agent_until_it_may_go_on(
     assert harness("study", "tiny", "--resume")[0] == 0
     code, _, err = harness("agent", "tiny")
     assert code == 0
+    assert f"{straight.study_id} is finished" in err
+    assert tiny.found(outcome(Path("runs"))) == tiny.found(straight)
+
+
+def test_a_study_that_is_told_to_pause_waits_and_says_so(
+        harness: Harness, straight: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert harness("study", "tiny", "--trials", "1")[0] == 0
+    assert harness("study", "tiny", "--pause")[0] == 0
+    found: list[int] = []
+
+    def somebody_resumes(seconds: float) -> None:
+        ledger = Place.at(Path("runs")).ledger(straight.study_id)
+        found.append(len(ledger.results()))
+        if len(found) == 3:
+            give(ledger, Order.GO)
+
+    monkeypatch.setattr("harness.sweep.agent.time", Mock(wraps=time, sleep=somebody_resumes))
+    code, _, err = harness("agent", "tiny")
+    assert code == 0
+    assert err.count("paused: ") == 1
+    assert found == [1, 1, 1]  # it began nothing
     assert f"{straight.study_id} is finished" in err
     assert tiny.found(outcome(Path("runs"))) == tiny.found(straight)
 

@@ -237,8 +237,11 @@ class Agent:
 
     def obey(self) -> None:
         """Do as the study was told: wait while it is paused, leave if it is to stop."""
-        while (order := order_of(self.ledger)) is Order.PAUSE:
+        if (order := order_of(self.ledger)) is Order.PAUSE:
+            self.screen.message("paused: nothing more is begun until harness study --resume")
+        while order is Order.PAUSE:
             time.sleep(IDLE_S)
+            order = order_of(self.ledger)
         if order is Order.STOP:
             raise HandedBack("the study was told to stop; go on with harness study --resume")
 
