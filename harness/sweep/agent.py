@@ -364,7 +364,8 @@ class Agent:
 
     def _say_baseline(self) -> None:
         experiment, baseline = self.experiment, self.experiment.baseline
-        what = f"accuracy {percent(baseline.accuracy)}, {count(experiment.whole.macs)} MACs"
+        what = (f"{experiment.data.measure} {percent(baseline.accuracy)}, "
+                f"{count(experiment.whole.macs)} MACs")
         self.screen.baseline(what + (" (from the store)" if baseline.reused else ""))
 
     def _show_finished(self) -> None:

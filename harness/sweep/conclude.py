@@ -15,13 +15,11 @@ from harness.comparison_view import build
 from harness.config import Study, short, to_yaml
 from harness.engine.cost import Cost
 from harness.errors import StoreError, TrackingError
-from harness.experiment import stages
 from harness.journal import Journal
 from harness.runtime import facts
 from harness.store import write_whole
 from harness.sweep import study_notes
 from harness.sweep.agent import Agent
-from harness.sweep.bookkeeping import metrics as costs_of
 from harness.sweep.claims import holding
 from harness.sweep.controls import Control, Controls
 from harness.sweep.crowning import crown, stand_beside
@@ -33,11 +31,11 @@ from harness.sweep.pictures import FOLDER, of_study
 from harness.sweep.registry import Standing, register_champion
 from harness.sweep.report import RUN_FILE, STUDY_FILE
 from harness.sweep.report import keep as keep_report
-from harness.sweep.results import AGAIN, Effort, Final, Result, effort_of
+from harness.sweep.results import AGAIN, Final, Result, effort_of
 from harness.sweep.runs import named
 from harness.sweep.space import Space
+from harness.sweep.summary import Summary, summary_of
 from harness.sweep.verdict import Versus, compared, sentence
-from harness.sweep.verdict import metrics as comparison_metrics
 from harness.trajectories import Stage
 
 
@@ -111,7 +109,6 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
     reached.append((1.0, baseline.accuracy))
     comparisons = compared(controls, champion.final, whole) if champion else ()
     notes += _draw(agent, results, controls, champion)
-    agent.book.note()
     outcome = Outcome(
         study=agent.study.config.name, study_id=agent.study_id,
         kind=agent.study.config.kind, question=agent.question.text,
@@ -121,13 +118,15 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
         curve_area=curve_area(reached), epochs_run=effort.run, epochs_naive=effort.naive,
         baseline_epochs=effort.baseline, saved=effort.saved,
         saved_with_baselines=effort.saved_with_baselines,
-        seconds=sum(r.seconds for r in walked), bookkeeping=costs_of(agent.ledger),
+        seconds=sum(r.seconds for r in walked), bookkeeping={},
         experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
         checkpoint=checkpoint, weights=weights, notes=tuple(notes),
         measure=agent.experiment.data.measure, val_examples=len(agent.experiment.chosen.val),
         layers=_layers(agent, champion), frozen=dict(agent.experiment.frozen),
         environment=facts(agent.experiment.device))
-    _write(agent, outcome, effort)
+    summary = summary_of(agent, outcome, effort)
+    outcome = replace(outcome, bookkeeping=summary.bookkeeping)
+    _write(agent, outcome, summary)
     stand_beside(agent, outcome)
     return outcome
 
@@ -321,26 +320,13 @@ def _varies(values: set[Any]) -> bool:
     return len(values) > 1 and all(isinstance(value, int | float) for value in values)
 
 
-def _write(agent: Agent, outcome: Outcome, effort: Effort) -> None:
+def _write(agent: Agent, outcome: Outcome, summary: Summary) -> None:
     """Into the study run, the study's book, and a file beside the checkpoints."""
     rows = [asdict(r) for r in outcome.rows]
     table = {k: [str(r[k]) if k == "settings" else r[k] for r in rows] for k in rows[0]}
     agent.tracker.log_table(agent.run_id, table, "result.json")
     journal = Journal(agent.tracker, agent.run_id, agent.experiment.whole)
-    best = outcome.champion
-    metrics = {"epochs_run": float(effort.run), "epochs_naive": float(effort.naive),
-               "epochs_saved_factor": effort.saved,
-               "epochs_saved_factor_with_baselines": effort.saved_with_baselines,
-               "settings_finished": float(outcome.settings_finished),
-               "hypervolume": outcome.hypervolume, "curve_area": outcome.curve_area,
-               "stages_made_again": float(_made_again(agent))}
-    if best is not None:
-        metrics |= {"champion_val_accuracy": best.accuracy, "champion_flops_share": best.share,
-                    "champion_test_accuracy": float(best.test_accuracy or 0.0)}
-    metrics |= outcome.bookkeeping
-    for versus in outcome.comparisons:
-        metrics |= comparison_metrics(versus)
-    journal.latest(metrics, _ended_ms(agent))
+    journal.latest(summary.metrics, summary.moment_ms)
     agent.tracker.set_tags(agent.run_id, {NOTE: study_notes.study(outcome),
                                           "question": outcome.question,
                                           "verdict": "\n".join(outcome.verdict)[:4000],
@@ -363,17 +349,3 @@ def _report(agent: Agent, outcome: Outcome) -> None:
         except Exception as error:
             agent.screen.message(f"the report was not written: {type(error).__name__}: {error}; "
                                  f"harness report {agent.study_id} tries again")
-
-
-def _made_again(agent: Agent) -> int:
-    """Stages of the study that were made more than once: none, unless the store lost some."""
-    times = stages(agent.home).times_made()
-    keys = {key for _, result in agent.ledger.results() for key in result.epochs}
-    return sum(times[key] - 1 for key in keys if times[key] > 1)
-
-
-def _ended_ms(agent: Agent) -> int:
-    """When the last trial ended: MLflow shows the summaries of the latest end, and each once."""
-    ends = [t.datetime_complete for t in agent.ledger.originals() if t.datetime_complete]
-    made = int(agent.experiment.baseline.facts["made_ms"])
-    return max([made, *(int(1000 * end.timestamp()) for end in ends)])

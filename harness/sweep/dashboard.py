@@ -30,13 +30,12 @@ from harness.sweep.pictures import FOLDER
 from harness.sweep.place import Place
 from harness.sweep.report import REPORT
 from harness.sweep.results import Result
-from harness.sweep.runs import named
+from harness.sweep.runs import MEASURE, named
 from harness.sweep.storage import open_storage
 
 OURS = 1  # the version of a note that no person has edited: each edit counts it up
 EVERY_S = 20.0  # how soon a trial that has just ended has its note
 SHOWN = (".png", ".csv", ".html")
-AXES = {1: ["accuracy (validation)"], 2: ["accuracy (validation)", "share of the FLOPs"]}
 
 
 @contextmanager
@@ -164,12 +163,16 @@ class Scribe:
     def _study(self, name: str, ledger: Ledger, outcome: Outcome | None) -> None:
         number, results = self.numbers[name], dict(_numbered(ledger))
         written = self._storage.get_study_system_attrs(number)
-        self._set(number, written, "study:metric_names", AXES[len(ledger.study.directions)])
+        measure = str(ledger.get(MEASURE, "accuracy"))  # not known before there is a baseline
+        if measure != "accuracy":
+            axes = [f"{measure} (validation)", "share of the FLOPs"]
+            self._set(number, written, "study:metric_names",
+                      axes[:len(ledger.study.directions)])
         best = outcome.champion if outcome else None
         for trial in ledger.originals():
             is_best = best is not None and best.name == f"trial {ordinal_of(trial)}"
             self._note(number, written, trial._trial_id, _of_trial(
-                trial, results.get(ordinal_of(trial)), outcome if is_best else None))
+                trial, results.get(ordinal_of(trial)), measure, outcome if is_best else None))
         self._note(number, written, None, study_notes.study(outcome) if outcome else
                    f"**Under way:** {len(results)} settings have a result.")
         for file in self._files(name):
@@ -204,7 +207,8 @@ def _numbered(ledger: Ledger) -> Iterator[tuple[int, Result]]:
         yield ordinal_of(trial), result
 
 
-def _of_trial(trial: FrozenTrial, result: Result | None, chosen_in: Outcome | None) -> str:
+def _of_trial(trial: FrozenTrial, result: Result | None, measure: str,
+              chosen_in: Outcome | None) -> str:
     head = notes.tried(named(trial.params))
     if result is None:
         return notes.failed(head, str(trial.user_attrs.get("reason", "no reason was noted")))
@@ -213,5 +217,5 @@ def _of_trial(trial: FrozenTrial, result: Result | None, chosen_in: Outcome | No
         return head
     best = chosen_in.champion if chosen_in else None
     final = next((f for f in result.finals if best and f.key == best.stage), None)
-    return notes.walked(head, result, whole, excess=trial.constraints, champion=final,
-                        test_accuracy=best.test_accuracy if best else None)
+    return notes.walked(head, result, whole, measure=measure, excess=trial.constraints,
+                        champion=final, test_accuracy=best.test_accuracy if best else None)

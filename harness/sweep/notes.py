@@ -54,13 +54,14 @@ def tried(settings: Mapping[str, Any], how: str = "") -> str:
     return f"**Tried:** {', with '.join(part for part in (how, words) if part)}."
 
 
-def walked(head: str, result: Result, whole: Whole, *, excess: Mapping[str, float] | None = None,
-           champion: Final | None = None, test_accuracy: float | None = None,
-           measure: str = "top-1 accuracy") -> str:
+def walked(head: str, result: Result, whole: Whole, *, measure: str,
+           excess: Mapping[str, float] | None = None, champion: Final | None = None,
+           test_accuracy: float | None = None) -> str:
     """What a trial, or a control, tried and found.
 
-    head: of `tried`. excess: of what was asked for, see `Question.excess`. champion: the network of
-    this trial that is the study's champion; test_accuracy: its own.
+    head: of `tried`. measure: what accuracy is, in words. excess: of what was asked for, see
+    `Question.excess`. champion: the network of this trial that is the study's champion;
+    test_accuracy: its own.
     """
     last = champion or result.last
     parts = [head, f"**Came out:** {_outcome(last, whole)}{_fits(excess)}"]

@@ -21,7 +21,8 @@ from harness.sweep.results import result_of
 from harness.sweep.space import Settings
 from harness.tracking import Ending, Tracker
 
-ENDED = "run_ended"  # a fact of the study: its run has been ended, or is at work again
+# Facts of the study: its run has been ended, or is at work again; what accuracy is, in words.
+ENDED, MEASURE = "run_ended", "measure"
 
 
 @dataclass
@@ -134,6 +135,7 @@ class Runs:
                 self._write_baseline(run_id, experiment, replicate)
 
     def _write_baseline(self, run_id: str, experiment: Experiment, replicate: int) -> None:
+        self.ledger.set(MEASURE, experiment.data.measure)
         journal = Journal(self.tracker, run_id, experiment.whole)
         journal.epochs(experiment.trained)
         journal.final(experiment.baseline, experiment.whole)

@@ -1,7 +1,7 @@
 """Whatever interrupts a study, the same command again ends as if nothing had happened."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,41 @@ def test_a_study_that_had_its_answer_when_it_died_has_its_run_ended_by_the_same_
     assert outcome.settings_finished == 1
     assert [run.status for run in machine.tracker.runs.values()] == ["FINISHED"] * 3
     assert machine.conduct(study) == (outcome, False)
+
+
+@pytest.mark.rows("R120")
+def test_a_study_concluded_again_after_a_death_has_each_of_its_numbers_once(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of bookkeeping are others for whoever concludes it a second time."""
+    machine, study = Machine(tmp_path), tiny.study(trials=1, controls=[])
+    tags = MemoryTracker.set_tags
+
+    def die_behind_the_numbers(self: MemoryTracker, run_id: str, told: Mapping[str, str]) -> None:
+        if "verdict" in told:
+            raise Dead
+        tags(self, run_id, told)
+
+    with monkeypatch.context() as mortal:
+        mortal.setattr(MemoryTracker, "set_tags", die_behind_the_numbers)
+        with pytest.raises(Dead):
+            machine.conduct(study)
+    outcome, _ = machine.conduct(study)
+    (run,) = machine.runs("study")
+    told = {key: run.curve(key) for key in {point.key for point in run.points}}
+    assert "bookkeeping_share" in told
+    assert {key: curve for key, curve in told.items() if len(curve) != 1} == {}
+    assert told["bookkeeping_s"] == [(0, outcome.bookkeeping["bookkeeping_s"])]
+
+
+def test_another_answer_of_a_study_is_younger_though_no_trial_is(tmp_path: Path) -> None:
+    """Replicates that are asked for later: MLflow shows the numbers of the latest moment."""
+    machine = Machine(tmp_path)
+    machine.conduct(tiny.study(trials=1, controls=[]))
+    outcome, _ = machine.conduct(tiny.study(trials=1, controls=[], replicates=2))
+    (run,) = machine.runs("study")
+    points = sorted((p.timestamp_ms, p.value) for p in run.points if p.key == "epochs_run")
+    assert len({moment for moment, _ in points}) == 2
+    assert points[-1][1] == outcome.epochs_run > points[0][1]
 
 
 def test_when_more_trials_find_another_champion_all_that_is_shown_is_the_new_ones(

@@ -43,7 +43,7 @@ def test_the_study_has_its_name_its_trials_and_its_note(whole: Whole, shown: Any
     assert study["name"] == whole.outcome.study_id
     assert [trial["number"] for trial in study["trials"]] == [0, 1, 2, 3]
     assert whole.outcome.question in study["note"]["body"]
-    assert study["objective_names"] == ["accuracy (validation)"]
+    assert study["objective_names"] == ["top-1 accuracy (validation)"]
     assert url.startswith("http://127.0.0.1:")
 
 
@@ -111,3 +111,18 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="cannot use port 99999"):
         with dashboard(Place.at(tmp_path), 99999):
             pass
+
+
+def test_where_pixels_have_classes_the_objective_and_the_notes_say_mean_iou(tmp_path: Path,
+                                                                            ) -> None:
+    machine = Machine(tmp_path)
+    machine.conduct(tiny.study(trials=1, controls=[], budget={"flops": 0.95}, base=tiny.run(
+        data__name="scenes", data__size=16, model__name="unet", model__width=0.0625,
+        baseline__epochs=1)))
+    with dashboard(machine.place, postgres.free_port()) as pages:
+        (number,) = pages.studies.values()
+        study = detail(pages.url, number)
+    assert study["objective_names"] == ["mean IoU (validation)"]
+    (trial,) = study["trials"]
+    assert "Accuracy is mean IoU;" in trial["note"]["body"]
+    assert "top-1" not in trial["note"]["body"]

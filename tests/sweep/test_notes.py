@@ -32,7 +32,8 @@ def cells(note: str, first: str) -> list[str]:
 
 
 def test_a_trial_tells_what_it_tried_and_what_is_left_of_the_baseline() -> None:
-    note = walked(tried({"layer_min": 0.1, "percentage": 75}), result(), BEFORE)
+    note = walked(tried({"layer_min": 0.1, "percentage": 75}), result(), BEFORE,
+                  measure="mean IoU")
     assert note.startswith("**Tried:** `layer_min` 0.1, `percentage` 75.")
     assert "85.00 % on validation with 25.00 % of the FLOPs" in note
     assert cells(note, "FLOPs per picture") == ["2.00 k", "500", "25.00 %"]
@@ -40,6 +41,7 @@ def test_a_trial_tells_what_it_tried_and_what_is_left_of_the_baseline() -> None:
     assert cells(note, "time of one picture") == ["5.00 ms", "1.00 ms", "5.0 x as fast"]
     assert cells(note, "1") == ["10", "50.00 %", "30.00 %", "80.00 %"]
     assert "It ended because: nothing more may be cut." in note
+    assert "Accuracy is mean IoU;" in note
     assert "](" not in note  # no links: the page may be read where they lead nowhere
 
 
@@ -49,12 +51,12 @@ def test_a_trial_tells_what_it_tried_and_what_is_left_of_the_baseline() -> None:
     ({"accuracy_under_limit": 0.02}, "limit of accuracy by 2.00 points"),
 ])
 def test_a_trial_tells_whether_it_may_be_chosen(excess: dict[str, float], said: str) -> None:
-    assert said in walked("", result(), BEFORE, excess=excess)
-    assert "limit" not in walked("", result(), BEFORE)
+    assert said in walked("", result(), BEFORE, measure="x", excess=excess)
+    assert "limit" not in walked("", result(), BEFORE, measure="x")
 
 
 def test_of_a_long_walk_the_first_and_the_last_steps_are_shown() -> None:
-    note = walked("", result(steps=100), BEFORE)
+    note = walked("", result(steps=100), BEFORE, measure="x")
     assert cells(note, "3") != cells(note, "...")
     assert cells(note, "99")
     assert not re.search(r"^\| 50\b", note, re.MULTILINE)
