@@ -73,9 +73,10 @@ class Journal:
     def summary(self, metrics: Mapping[str, float], made_ms: int) -> None:
         self._write([Point(k, v, 0, made_ms) for k, v in metrics.items()])
 
-    def latest(self, metrics: Mapping[str, float], made_ms: int) -> None:
-        """Summaries that may change: MLflow shows those of the latest time."""
-        self.tracker.log_points(self.run_id, [Point(k, v, 0, made_ms) for k, v in metrics.items()])
+    def latest(self, metrics: Mapping[str, float], moment_ms: int) -> None:
+        """Summaries that may change: MLflow shows those of the latest moment."""
+        self.tracker.log_points(self.run_id,
+                                [Point(k, v, 0, moment_ms) for k, v in metrics.items()])
 
     def _write(self, points: Sequence[Point]) -> None:
         for key in {point.key for point in points} - self._written.keys():
