@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     agents = asked.agents or ((10,) if asked.small else AGENTS)
     found: dict[str, Any] = ({} if asked.small or not asked.facts.exists()
                              else json.loads(asked.facts.read_text()))
-    if asked.part in ("calls", "all"):
+    parts = ("calls", "samplers", "run") if asked.part == "all" else (asked.part,)
+    if "calls" in parts:
         calls = {_key(c): Calls(**c) for c in found.get("calls", [])}
         with tempfile.TemporaryDirectory() as folder:
             for one in measure(asked.storages, trials, agents, Path(folder)):
@@ -91,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(one.line(), flush=True)
         every = sorted(calls.values(), key=lambda c: (c.storage, c.trials, c.agents))
         found |= {"calls": [asdict(c) for c in every], "limits": limits(every)}
-    if asked.part in ("samplers", "all"):
+    if "samplers" in parts:
         found["samplers"] = [{"sampler": s, "trials": n, "seconds": took}
                              for s, n, took in samplers(trials)]
         print(*found["samplers"], sep="\n", flush=True)
-    if asked.part in ("run", "all"):
+    if "run" in parts:
         run = simulate(20, 300, 60.0) if asked.small else simulate(1000, 100_000, 60.0)
         found["run"] = {**asdict(run), "efficiency": run.efficiency}
         print(found["run"], flush=True)
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("\n".join(run.wrong[:20]))
     if asked.small:
         return
-    found |= {"machine": machine.facts(), "load": load}
+    here = {"machine": machine.facts(), "load": load}
+    found["measured"] = {**found.get("measured", {}), **dict.fromkeys(parts, here)}
     asked.facts.write_text(json.dumps(found, indent=1))
     page = asked.facts.with_suffix(".md")
     page.write_text(scheduler_page.page(found))

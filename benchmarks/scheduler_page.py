@@ -12,8 +12,6 @@ TEXT = """# Where the storage becomes the limit
 Made by `python -m benchmarks.scheduler`. The agent's loop, ledger, claims, orders and space are the
 product's; a trial is a sleep with a made-up result, and MLflow is left out.
 
-{machine}; load average {load}.
-
 ## What the calls of one agent cost
 
 Milliseconds, medians of five, of one process over a study that has so many finished trials, and so
@@ -22,6 +20,7 @@ study, once; *ask*: for a trial, random sampler; *held*: of that, the turn to as
 has at a time; *write*: all that is written of a trial, and told; *poll*: of an agent for whom there
 is nothing; *attend*: between two steps; *beat*: renewal of a lease, every 15 s, two an agent
 (SQLite has locks on files instead). The others' trials and claims lie still meanwhile.
+{calls_on}
 
 {calls}
 
@@ -36,21 +35,31 @@ waited for all others. Between the numbers of agents measured the cost is a line
 ## A study run to its end
 
 {run}
+{run_on}
 
 ## What a suggestion costs
 
 Seconds, by trials in the study, in memory, four ladders of forty values.
+{samplers_on}
 
 {samplers}
 """
 
 
 def page(facts: Facts) -> str:
-    return TEXT.format(machine=machine.line(facts["machine"]), load=facts["load"],
-                       calls=_table(("storage", "trials", "agents", *COLUMNS),
-                                    _calls(facts.get("calls", []))),
-                       limits=_limits(facts.get("limits", [])), run=_run(facts.get("run")),
-                       samplers=_samplers(facts.get("samplers", [])))
+    calls = _table(("storage", "trials", "agents", *COLUMNS), _calls(facts.get("calls", [])))
+    where = {f"{part}_on": _where(facts["measured"].get(part))
+             for part in ("calls", "run", "samplers")}
+    return TEXT.format(calls=calls, limits=_limits(facts.get("limits", [])),
+                       run=_run(facts.get("run")), samplers=_samplers(facts.get("samplers", [])),
+                       **where)
+
+
+def _where(measured: Facts | None) -> str:
+    """The machine that a part was measured on: they are measured one by one."""
+    if measured is None:
+        return ""
+    return f"({machine.line(measured['machine'])}; load average {measured['load']}.)"
 
 
 def _calls(calls: Sequence[Facts]) -> Iterator[list[str]]:
@@ -77,7 +86,7 @@ def _run(run: Facts | None) -> str:
     hours, busy = run["seconds"] / 3600, run["storage_s"] / run["seconds"]
     return (f"{run['agents']} agents, {run['trials']} trials of a minute, over a storage in memory "
             "that serves one call at a time, each at what such a call took; a discrete-event "
-            "simulation: every agent, and what renews its leases, is a thread, one runs at a "
+            "simulation: every agent, and what renews its leases, is a greenlet, one runs at a "
             f"time, and a sleep moves the clock on. {hours:.2f} hours passed there "
             f"({run['real_s'] / 60:.0f} minutes here), {run['efficiency']:.1%} of the agents' "
             f"time went into trials, the storage was busy for {busy:.1%} of it with "
