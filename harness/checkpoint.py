@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from harness.engine.graph import Plan
 from harness.engine.surgery import Transaction, copied, cut_parameters, misfits
 from harness.errors import ModelError
 from harness.store import write_whole
+from harness.tensorfile import read_tensors
 
 Parameters = Mapping[str, Mapping[int, Tensor]]
 _KIND, _NUMBER = "harness.pruned", 1  # a number more where older code would read it wrongly
@@ -74,10 +75,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if Path(path).is_dir():  # safetensors would say that there is no such device
         raise ModelError(f"{path} is a folder, and no pruned network of ours.")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            _check_format(header, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header, tensors = read_tensors(path)
+        _check_format(header, path)
         metadata = json.loads(header["metadata"])
         if not isinstance(metadata, dict):
             raise ValueError("its metadata are no table")

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from harness.errors import StoreError
+from harness.tensorfile import read_tensors
 
 GIGABYTE = 10**9
 Hold = Callable[[str], AbstractContextManager[object]]
@@ -118,10 +119,7 @@ class FolderStore:
         """
         path = self._path(key)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
-                tensors = {n: file.get_tensor(n) for n in names}
+            header, tensors = read_tensors(path, prefix)
             facts, sums = header["facts"], json.loads(header["sums"])
             wanted = {n for n in sums if n.startswith(prefix)}
             wrong = [n for n in sorted(wanted | tensors.keys())

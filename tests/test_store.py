@@ -56,6 +56,25 @@ def test_a_broken_file_is_not_trusted_and_goes(tmp_path: Path, damage: str) -> N
     assert not path.exists()
 
 
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_what_was_read_is_nobody_elses(tmp_path: Path, damage: str) -> None:
+    """The file may change, be cut short or go: a network that is at work stays what it was."""
+    store = FolderStore(tmp_path)
+    store.put("k", Record({}, {"w": torch.arange(5000.0)}))
+    got = store.get("k")
+    assert got is not None
+    path = next(tmp_path.glob("*.safetensors"))
+    if damage == "flip":
+        with path.open("r+b") as file:  # in place: the file stays the same one
+            file.seek(-4000, os.SEEK_END)
+            file.write(b"\x01" * 100)
+    elif damage == "truncate":
+        os.truncate(path, 100)
+    else:
+        path.unlink()
+    assert got.tensors["w"].tolist() == list(range(5000))
+
+
 def test_no_byte_of_a_stage_changes_unseen(tmp_path: Path) -> None:
     """Neither of its weights nor of its facts, of shapes or of names; each is told."""
     told: list[str] = []
