@@ -4,7 +4,8 @@
 
 Every bench runs in a process of its own; one that fails is a row with its reason, and the others
 go on. Prints the table goal | target | reached | how, and writes it to
-benchmarks/results/goals_CORES_DATE.md and .json.
+benchmarks/results/goals_CORES_DATE.md and .json, anew after every bench: one that is cut short
+leaves what it has measured.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -82,22 +83,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [b for b in BENCHES if b.name in asked.benches
               or (not asked.benches and asked.size in b.sizes)]
     load, facts = os.getloadavg()[0], machine.facts()
-    records, seconds = run(chosen, asked.size)
-    found = {"facts": facts, "load": load, "size": asked.size, "seconds": seconds,
-             "records": [asdict(record) for record in complete(records)]}
-    text = goals_page.page(found)
-    print(text)
     path = asked.out / f"goals_{facts['machine.cores']}-cores_{facts['date']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
+
+    def write(records: Sequence[Record], seconds: Mapping[str, float]) -> str:
+        found = {"facts": facts, "load": load, "size": asked.size, "seconds": dict(seconds),
+                 "records": [asdict(record) for record in complete(records)]}
+        text = goals_page.page(found)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        return text
+
+    print(write(*run(chosen, asked.size, keep=write)))
     print(path.with_suffix(".md"))
     return 0
 
 
-def run(benches: Sequence[Bench], size: str, ask: Ask = ask_all,
+def run(benches: Sequence[Bench], size: str, ask: Ask = ask_all, *,
+        keep: Callable[[Sequence[Record], Mapping[str, float]], object] = lambda *_: None,
         ) -> tuple[list[Record], dict[str, float]]:
-    """(the records of all, seconds of each bench); one that fails has its reason for a record."""
+    """(the records of all, seconds of each bench); one that fails has its reason for a record.
+
+    keep: given both after every bench.
+    """
     records: list[Record] = []
     seconds: dict[str, float] = {}
     for bench in benches:
@@ -113,13 +121,14 @@ def run(benches: Sequence[Bench], size: str, ask: Ask = ask_all,
             print(f"  {record.line()}", file=sys.stderr, flush=True)
         records += found
         seconds[bench.name] = time.perf_counter() - start
+        keep(records, seconds)
     return records, seconds
 
 
 def complete(records: Sequence[Record]) -> list[Record]:
     """In the order of the goals, with a row for each that nobody has measured here."""
     there = {record.goal for record in records}
-    missing = [not_run(goal, words, ELSEWHERE.get(goal, "not among the benches of this run"))
+    missing = [not_run(goal, words, ELSEWHERE.get(goal, "not measured in this run"))
                for goal, words in WORDS.items() if goal and goal not in there]
     return sorted([*records, *missing], key=lambda record: record.goal or 99)
 

@@ -97,7 +97,12 @@ def test_a_bench_that_fails_is_a_row_and_the_others_go_on() -> None:
         return answers[module]
 
     benches = [b for b in goals.BENCHES if b.name in ("data_path", "growth")]
-    records, seconds = goals.run(benches, "tiny", ask)
+    kept: list[int] = []
+    records, seconds = goals.run(benches, "tiny", ask,
+                                 keep=lambda found, _: kept.append(len(found)))
+    assert kept[-1] == len(records)  # what is cut short leaves what was measured
+    assert len(kept) == len(benches)
+    assert kept == sorted(kept)
     assert [r.verdict for r in records] == [GOOD, NOT_RUN, GOOD]
     assert "benchmarks.data_path failed: MemoryError: no more" in records[1].reason
     assert list(seconds) == ["data_path", "growth"]
