@@ -15,7 +15,7 @@ ROOT = Path(harness.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "labels", "page"}),
     frozenset({"adapt_file", "augment", "dimensions", "distillation", "foreign", "losses",
-               "plugins", "schedules"}),
+               "plugins", "schedules", "tensorfile"}),
     frozenset({"settings"}),
     frozenset({"config", "runtime", "train", "evaluate", "store", "tracking", "comparison_view",
                "console", "models", "data", "engine"}),
