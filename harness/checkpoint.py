@@ -21,7 +21,7 @@ from harness.engine.graph import Plan
 from harness.engine.surgery import Transaction, copied, cut_parameters, misfits
 from harness.errors import ModelError
 from harness.store import write_whole
-from harness.tensorfile import read_tensors
+from harness.tensorfile import read_metadata, read_tensors
 
 Parameters = Mapping[str, Mapping[int, Tensor]]
 _KIND, _NUMBER = "harness.pruned", 1  # a number more where older code would read it wrongly
@@ -75,8 +75,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if Path(path).is_dir():  # safetensors would say that there is no such device
         raise ModelError(f"{path} is a folder, and no pruned network of ours.")
     try:
-        header, tensors = read_tensors(path)
-        _check_format(header, path)
+        header = read_metadata(path)
+        _check_format(header, path)  # before a stranger's gigabytes are read
+        _, tensors = read_tensors(path)
         metadata = json.loads(header["metadata"])
         if not isinstance(metadata, dict):
             raise ValueError("its metadata are no table")

@@ -13,7 +13,14 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
-METADATA = "__metadata__"  # as the format calls it: https://huggingface.co/docs/safetensors
+# As the format has it: https://huggingface.co/docs/safetensors
+METADATA, LONGEST_HEAD = "__metadata__", 100_000_000
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What stands in the file's head; its tensors are not read, however large. Raises as below."""
+    with open(path, "rb") as file:
+        return _metadata(_head(file))
 
 
 def read_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -23,10 +30,8 @@ def read_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, str], di
     """
     with open(path, "rb") as file:
         head = _head(file)
-        metadata = head.pop(METADATA, None) or {}
-        if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
-            raise ValueError("its metadata are no table of texts")
-        names = [name for name in head if name.startswith(prefix)]
+        metadata = _metadata(head)
+        names = [name for name in head if name != METADATA and name.startswith(prefix)]
         if not names:
             return metadata, {}
         file.seek(0)
@@ -40,7 +45,16 @@ def _head(file: Any) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
         raise ValueError("it is cut short" if size else "it is empty")
+    if length > LONGEST_HEAD:
+        raise ValueError("its head is too long")
     head = json.loads(file.read(length))
     if not isinstance(head, dict):
         raise ValueError("its head is no table")
     return head
+
+
+def _metadata(head: dict[str, Any]) -> dict[str, str]:
+    found = head.get(METADATA) or {}
+    if not isinstance(found, dict) or not all(type(value) is str for value in found.values()):
+        raise ValueError("its metadata are no table of texts")
+    return found

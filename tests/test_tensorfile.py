@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from harness.tensorfile import read_tensors
+from harness.tensorfile import read_metadata, read_tensors
 
 
 def test_what_the_library_has_written_is_read(tmp_path: Path) -> None:
@@ -29,6 +29,7 @@ def test_the_head_alone_is_read_of_a_file_without_the_tensors_that_are_asked_for
     save_file({"w": torch.zeros(10**6)}, tmp_path / "f", metadata={"who": "me"})
     os.truncate(tmp_path / "f", 1000)  # whoever reads on finds it cut short
     assert read_tensors(tmp_path / "f", "v") == ({"who": "me"}, {})
+    assert read_metadata(tmp_path / "f") == {"who": "me"}
     with pytest.raises(SafetensorError):
         read_tensors(tmp_path / "f")
 
@@ -37,6 +38,14 @@ def test_a_tensor_may_be_written_to_and_the_file_stays(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(5)}, tmp_path / "f")
     read_tensors(tmp_path / "f")[1]["w"].fill_(1)
     assert read_tensors(tmp_path / "f")[1]["w"].tolist() == [0] * 5
+
+
+def test_a_head_beyond_what_the_format_allows_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as file:  # a file with a hole: it takes no room
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(200_000_000)
+    with pytest.raises(ValueError, match="too long"):
+        read_tensors(tmp_path / "f")
 
 
 def of_head(head: object) -> bytes:

@@ -118,13 +118,13 @@ def _outcome(agent: Agent, results: list[tuple[FrozenTrial, Result]], by_ordinal
         curve_area=curve_area(reached), epochs_run=effort.run, epochs_naive=effort.naive,
         baseline_epochs=effort.baseline, saved=effort.saved,
         saved_with_baselines=effort.saved_with_baselines,
-        seconds=sum(r.seconds for r in walked), bookkeeping={},
+        seconds=sum(r.seconds for r in walked), bookkeeping={},  # what was told first stays: below
         experiment_id=agent.tracker.experiment_id, view=_view(agent), model=model,
         checkpoint=checkpoint, weights=weights, notes=tuple(notes),
         measure=agent.experiment.data.measure, val_examples=len(agent.experiment.chosen.val),
         layers=_layers(agent, champion), frozen=dict(agent.experiment.frozen),
         environment=facts(agent.experiment.device))
-    summary = summary_of(agent, outcome, effort)
+    summary = summary_of(agent, outcome)
     outcome = replace(outcome, bookkeeping=summary.bookkeeping)
     _write(agent, outcome, summary)
     stand_beside(agent, outcome)

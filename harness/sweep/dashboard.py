@@ -163,7 +163,8 @@ class Scribe:
     def _study(self, name: str, ledger: Ledger, outcome: Outcome | None) -> None:
         number, results = self.numbers[name], dict(_numbered(ledger))
         written = self._storage.get_study_system_attrs(number)
-        measure = str(ledger.get(MEASURE, "accuracy"))  # not known before there is a baseline
+        # Not known before there is a baseline, nor of studies under way of earlier versions.
+        measure = outcome.measure if outcome else str(ledger.get(MEASURE, "accuracy"))
         if measure != "accuracy":
             axes = [f"{measure} (validation)", "share of the FLOPs"]
             self._set(number, written, "study:metric_names",

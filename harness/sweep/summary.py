@@ -14,7 +14,6 @@ from harness.experiment import stages
 from harness.sweep.agent import Agent
 from harness.sweep.bookkeeping import metrics as costs_of
 from harness.sweep.outcome import Outcome
-from harness.sweep.results import Effort
 from harness.sweep.verdict import metrics as comparison_metrics
 
 KEY = "summary"  # of the study's book
@@ -28,9 +27,9 @@ class Summary(NamedTuple):
     moment_ms: int
 
 
-def summary_of(agent: Agent, outcome: Outcome, effort: Effort) -> Summary:
+def summary_of(agent: Agent, outcome: Outcome) -> Summary:
     """The numbers of this answer, the same however often it is given; a new answer is later."""
-    answer = _answer(outcome, effort)
+    answer = _answer(outcome)
     words = json.dumps(answer, sort_keys=True)
     told = agent.ledger.get(KEY, {})
     if told.get("answer") != words:
@@ -43,11 +42,11 @@ def summary_of(agent: Agent, outcome: Outcome, effort: Effort) -> Summary:
     return Summary({**answer, **took}, told["bookkeeping"], told["moment_ms"])
 
 
-def _answer(outcome: Outcome, effort: Effort) -> dict[str, float]:
+def _answer(outcome: Outcome) -> dict[str, float]:
     """What comes out the same whoever concludes the study."""
-    numbers = {"epochs_run": float(effort.run), "epochs_naive": float(effort.naive),
-               "epochs_saved_factor": effort.saved,
-               "epochs_saved_factor_with_baselines": effort.saved_with_baselines,
+    numbers = {"epochs_run": float(outcome.epochs_run), "epochs_naive": float(outcome.epochs_naive),
+               "epochs_saved_factor": outcome.saved,
+               "epochs_saved_factor_with_baselines": outcome.saved_with_baselines,
                "settings_finished": float(outcome.settings_finished),
                "hypervolume": outcome.hypervolume, "curve_area": outcome.curve_area}
     if (best := outcome.champion) is not None:

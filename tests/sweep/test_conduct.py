@@ -1,7 +1,7 @@
 """Whatever interrupts a study, the same command again ends as if nothing had happened."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,22 +223,29 @@ def test_death_at_any_moment_changes_nothing(whole: Whole, tmp_path: Path, momen
     assert_same(machine, whole)
 
 
+def die_in(monkeypatch: pytest.MonkeyPatch, machine: Machine, study: Study, name: str,
+           is_last: Callable[..., bool]) -> None:
+    """Conduct it, and die in the first call of this method of the tracker that is the last."""
+    method = getattr(MemoryTracker, name)
+
+    def deadly(self: MemoryTracker, *given: Any) -> Any:
+        if is_last(self, *given):
+            raise Dead
+        return method(self, *given)
+
+    with monkeypatch.context() as mortal:
+        mortal.setattr(MemoryTracker, name, deadly)
+        with pytest.raises(Dead):
+            machine.conduct(study)
+
+
 @pytest.mark.rows("R120")
 def test_a_study_that_had_its_answer_when_it_died_has_its_run_ended_by_the_same_command(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The very last write of all is the end of the study's run."""
     machine, study = Machine(tmp_path), tiny.study(trials=1, controls=[])
-    end = MemoryTracker.end_run
-
-    def die_at_the_study(self: MemoryTracker, run_id: str, status: Any) -> None:
-        if self.runs[run_id].role == "study":
-            raise Dead
-        end(self, run_id, status)
-
-    with monkeypatch.context() as mortal:
-        mortal.setattr(MemoryTracker, "end_run", die_at_the_study)
-        with pytest.raises(Dead):
-            machine.conduct(study)
+    die_in(monkeypatch, machine, study, "end_run",
+           lambda tracker, run_id, _: tracker.runs[run_id].role == "study")
     assert machine.runs("study")[0].status == "RUNNING"
     outcome, _ = machine.conduct(study)
     assert outcome.settings_finished == 1
@@ -251,17 +258,7 @@ def test_a_study_concluded_again_after_a_death_has_each_of_its_numbers_once(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of bookkeeping are others for whoever concludes it a second time."""
     machine, study = Machine(tmp_path), tiny.study(trials=1, controls=[])
-    tags = MemoryTracker.set_tags
-
-    def die_behind_the_numbers(self: MemoryTracker, run_id: str, told: Mapping[str, str]) -> None:
-        if "verdict" in told:
-            raise Dead
-        tags(self, run_id, told)
-
-    with monkeypatch.context() as mortal:
-        mortal.setattr(MemoryTracker, "set_tags", die_behind_the_numbers)
-        with pytest.raises(Dead):
-            machine.conduct(study)
+    die_in(monkeypatch, machine, study, "set_tags", lambda tracker, _, tags: "verdict" in tags)
     outcome, _ = machine.conduct(study)
     (run,) = machine.runs("study")
     told = {key: run.curve(key) for key in {point.key for point in run.points}}
