@@ -60,8 +60,8 @@ def main() -> None:
                             clip={"x": 0, "y": 0, "width": width, "height": height})
             _shrink(asked.out / f"{name}.png")
 
-        shot("comparison", f"{server.url}/{outcome.view}", "Accuracy against compute", 1400)
-        shot("comparison_settings", f"{server.url}/{outcome.view}", "Accuracy against compute",
+        shot("comparison", f"{server.url}/{outcome.view}", "Against compute", 1400)
+        shot("comparison_settings", f"{server.url}/{outcome.view}", "Against compute",
              1400, scroll_to="Channels left in each layer")
         shot("trial_page", f"{server.url}/{run_path(number, outcome.champion.run_id)}",
              "Tried:", 800, click="Show more", width=TOLD)
