@@ -29,7 +29,7 @@ LIMIT_S = 1800.0
 def shared(size: str) -> Iterator[Record]:
     """Epochs that sharing saves, and whether the weights are the same without it."""
     torch.set_num_threads(1)
-    number, sample = {"tiny": (3, 1), "smoke": (40, 6), "full": (40, 40)}[size]
+    number, sample = {"tiny": (3, 1), "smoke": (40, 3), "full": (40, 40)}[size]
     listed = sharing.drawn(sharing.LADDERS, number, Random(0))
     study = sharing.study_of(listed)
     with tempfile.TemporaryDirectory() as place:

@@ -5,7 +5,7 @@
 Every bench runs in a process of its own; one that fails is a row with its reason, and the others
 go on. Prints the table goal | target | reached | how, and writes it to
 benchmarks/results/goals_CORES_DATE.md and .json, anew after every bench: one that is cut short
-leaves what it has measured.
+leaves what it has measured. A run of some benches, or of another size, has them in its file's name.
 """
 
 import argparse
@@ -60,7 +60,7 @@ BENCHES = (
     Bench("gpu", (13,)),
     Bench("growth", (15,)),
     Bench("many_trials", (15,)),
-    Bench("sensitivity", (0,), module="earlier", options=("sensitivity",)),
+    Bench("sensitivity", (0,), module="earlier", options=("sensitivity",), sizes=("full",)),
     Bench("agents", (0,), module="earlier", options=("agents",), sizes=("full",)),
     Bench("two_agents", (0,), module="earlier", options=("two_agents",), sizes=("full",)),
 )
@@ -83,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [b for b in BENCHES if b.name in asked.benches
               or (not asked.benches and asked.size in b.sizes)]
     load, facts = os.getloadavg()[0], machine.facts()
-    path = asked.out / f"goals_{facts['machine.cores']}-cores_{facts['date']}.json"
+    path = asked.out / f"{page_name(asked.size, asked.benches, facts)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(records: Sequence[Record], seconds: Mapping[str, float]) -> str:
         found = {"facts": facts, "load": load, "size": asked.size, "seconds": dict(seconds),
-                 "records": [asdict(record) for record in complete(records)]}
+                 "records": [asdict(record) for record in
+                             (records if asked.benches else complete(records))]}
         text = goals_page.page(found)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(text, encoding="utf-8")
@@ -123,6 +124,12 @@ def run(benches: Sequence[Bench], size: str, ask: Ask = ask_all, *,
         seconds[bench.name] = time.perf_counter() - start
         keep(records, seconds)
     return records, seconds
+
+
+def page_name(size: str, benches: Sequence[str], facts: Mapping[str, str]) -> str:
+    """A run of some benches, or of another size, never takes the place of the whole table."""
+    what = "-".join(["goals", *([] if size == "smoke" else [size]), *benches])
+    return f"{what}_{facts['machine.cores']}-cores_{facts['date']}"
 
 
 def complete(records: Sequence[Record]) -> list[Record]:

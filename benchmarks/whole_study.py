@@ -3,7 +3,7 @@
 `python -m benchmarks.whole_study` runs the study as it comes, every run from nothing, and
 `benchmarks.naive_sweep` with the settings that the study has tried, its controls included, in
 turns; each is a process of its own. `--size full` is the default study, one pair; else its smoke
-profile, three pairs.
+profile, five pairs.
 """
 
 import json
@@ -54,7 +54,7 @@ class Ours(Side):
 def measure(size: str) -> Iterator[Record]:
     """The whole study beside the naive sweep."""
     profile = None if size == "full" else "smoke"
-    pairs = 3 if size == "smoke" else 1
+    pairs = 5 if size == "smoke" else 1
     study = load_study(NAME, profile=profile, overrides=TRIALS if size == "tiny" else [],
                        known=Known(**known_names()))
     ours, naive = [_ours(study, size)], []

@@ -108,6 +108,13 @@ def test_a_bench_that_fails_is_a_row_and_the_others_go_on() -> None:
     assert list(seconds) == ["data_path", "growth"]
 
 
+def test_a_run_of_some_benches_never_takes_the_place_of_the_whole_table() -> None:
+    names = [goals.page_name(size, benches, FACTS) for size in ("smoke", "full")
+             for benches in ([], ["gpu"], ["gpu", "growth"])]
+    assert names[0] == "goals_2-cores_2026-11-22"
+    assert len(set(names)) == len(names)
+
+
 def test_every_goal_has_a_row_and_one_that_nobody_measured_says_so() -> None:
     found = goals.complete([record(goal=15), record(goal=3), record(goal=0)])
     assert [r.goal for r in found] == [*range(1, 16), 0]
