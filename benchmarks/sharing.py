@@ -39,7 +39,7 @@ LADDERS: dict[str, list[Any]] = {
     "prune.percentage": [20, 30, 40, 50, 60, 70, 80]}
 # Ladders, network and twelve epochs of baseline: what the goals were once measured with.
 SMALL = {"model.name": "benchmarks.sharing_network:net", "model.width": 1.0, "data.size": 8,
-         "baseline.epochs": 12, "finetune.epochs": 0}
+         "baseline.epochs": 12, "finetune.epochs": 0, "pictures": False}
 Walk = Mapping[str, int]  # stage key -> epochs
 
 
