@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(records: Sequence[Record], seconds: Mapping[str, float]) -> str:
-        found = {"facts": facts, "load": load, "size": asked.size, "seconds": dict(seconds),
+        found = {"facts": facts, "load": load, "size": asked.size, "benches": asked.benches,
+                 "seconds": dict(seconds),
                  "records": [asdict(record) for record in
                              (records if asked.benches else complete(records))]}
         text = goals_page.page(found)

@@ -10,8 +10,8 @@ from benchmarks.goal import GOOD, MISSED, NOT_RUN, Record
 Found = Mapping[str, Any]
 HEAD = """# Goals, reached and missed
 
-Made by `python -m benchmarks.goals --size {size}`; do not edit. {summary} What they mean, and what
-they do not: [docs/performance.md](../../docs/performance.md).
+Made by `python -m benchmarks.goals {benches}--size {size}`; do not edit.
+{summary} What they mean, and what they do not: [docs/performance.md](../../docs/performance.md).
 
 {machine}; load average at the start {load:.1f}.
 """
@@ -19,7 +19,8 @@ they do not: [docs/performance.md](../../docs/performance.md).
 
 def page(found: Found) -> str:
     records = [Record(**record) for record in found["records"]]
-    parts = [HEAD.format(size=found["size"], summary=summary(records),
+    parts = [HEAD.format(benches="".join(f"{name} " for name in found["benches"]),
+                         size=found["size"], summary=summary(records),
                          machine=machine.line(found["facts"]), load=found["load"]),
              _table(("goal", "what", "target", "reached", "", "how"), map(_cells, records)),
              _reasons(records), _seconds(found["seconds"])]

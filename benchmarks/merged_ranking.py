@@ -48,7 +48,8 @@ def measure(size: str) -> Iterator[Record]:
         3, "gathering adds to the epoch it rides on", "<=", 10.0,
         100 * (found["merged"] / found["plain"] - 1), "%",
         f"training the cut VGG-16 on half of the digits, with the hooks and without, in turns; "
-        f"{CLOCK}, medians of {rounds} rounds")
+        f"{CLOCK}, medians of {rounds} rounds",
+        "hooks read every activation once more, and wait for memory that others on the machine use")
     yield Record(
         3, "merged ranking beside the separate pass (Spearman)", ">=", 0.85,
         fmean(_likeness(cut) for cut in cuts), "",

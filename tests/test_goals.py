@@ -132,9 +132,11 @@ def test_all_benches_can_be_asked_alone() -> None:
 def test_the_page_tells_what_was_missed_and_why() -> None:
     records = [record(), record(reached=5.0, reason="copying | most of it"),
                not_run(13, "on a GPU", "there is no card")]
-    found = {"facts": FACTS, "load": 0.5, "size": "smoke", "seconds": {"data_path": 90.0},
+    found = {"facts": FACTS, "load": 0.5, "size": "smoke", "benches": ["gpu"],
+             "seconds": {"data_path": 90.0},
              "records": [vars(r) for r in records]}
     text = goals_page.page(found)
+    assert "`python -m benchmarks.goals gpu --size smoke`" in text
     assert "1 reached, 1 missed, 1 not run." in text
     assert "| 6 | batches | >= 10 x | 5 x | **missed** | counted |" in text
     assert "- 6, batches: copying | most of it" in text
