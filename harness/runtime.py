@@ -4,6 +4,7 @@ Bits depend on the kind of device, the processor's vector instructions, the numb
 the versions of libraries; `bits()` names them all, for the key of every stage.
 """
 
+import ctypes
 import gc
 import hashlib
 import os
@@ -61,25 +62,27 @@ def settle(threads: int) -> None:
 
 @contextmanager
 def memory_let_go() -> Iterator[None]:
-    """What is heavy runs in here: it begins with what a card's cache had kept given back.
+    """What is heavy runs in here: it begins with what caches of freed memory had kept given back.
 
     And if it fails, it leaves no network and no batch behind: they hang on the frames of the
     error's traceback, for as long as anybody has the error.
     """
-    _empty_cache()
+    _give_back()
     try:
         yield
     except RuntimeError as error:  # torch's; out of memory included
         clear_frames(error.__traceback__)
         gc.collect()
-        _empty_cache()
+        _give_back()
         raise
 
 
-def _empty_cache() -> None:
-    """Nothing where no card is used."""
+def _give_back() -> None:
+    """A card's cache, and what glibc keeps of freed tensors: half of a study's memory."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def seed_of(key: str) -> int:
@@ -144,7 +147,7 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass
+        ctypes.CDLL(None).malloc_trim(0)
     return platform.processor() or platform.machine()
 
 

@@ -191,7 +191,7 @@ class _Course:
         recipe = self.recipe
         self._device = next(self.model.parameters()).device
         self._generator = torch.Generator().manual_seed(self.seed)
-        cuts = sum(1 for _ in _cuts(len(self.examples.targets), recipe.batch_size))
+        cuts = len(_parts(torch.arange(len(self.examples.targets)), recipe.batch_size))
         self._per_epoch = max(1, cuts)
         self._steps = recipe.epochs * cuts if recipe.updates is None else recipe.updates
         self._optimizer = _optimizer(self.model, recipe)
@@ -337,18 +337,16 @@ def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
     A last batch of one is left out: it has no statistics. If all are of one, all stay.
     """
     order = torch.randperm(len(examples.targets), generator=generator).to(examples.targets.device)
-    for start, end in _cuts(len(order), recipe.batch_size):
-        chosen = order[start:end]
+    for chosen in _parts(order, recipe.batch_size):
         # index_select copies whole pictures: half the time of inputs[chosen], the same values
         yield vary(recipe.augment, examples.inputs.index_select(0, chosen),
                    examples.targets.index_select(0, chosen), generator)
 
 
-def _cuts(total: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, total, size):
-        end = min(total, start + size)
-        if end - start > 1 or min(total, size) == 1:
-            yield start, end
+def _parts(order: Tensor, size: int) -> Sequence[Tensor]:
+    parts: Sequence[Tensor] = order.split(size)
+    is_short = len(parts[-1]) < 2 and min(len(order), size) != 1
+    return parts[:-1] if is_short else parts
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
