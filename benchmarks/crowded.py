@@ -33,7 +33,7 @@ OWN = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT"
 def measure(size: str) -> Iterator[Record]:
     """Throughput beside busy loops, and of two workers."""
     rounds = 1 if size == "tiny" else 5
-    seconds = 0.5 if size == "tiny" else 3.0 if size == "smoke" else 6.0
+    seconds = 0.5 if size == "tiny" else 2.0 if size == "smoke" else 6.0
     with workers(size, WORKERS) as at_work:
         rates = _rates(at_work, rounds, seconds)
     how = (f"steps a second of the main job's network, turns of {seconds:g} s, wall time, "

@@ -114,20 +114,31 @@ def alone(base: RunConfig, given: dict[str, Any]) -> tuple[str, int]:
     return checksum(trial.final), sum(len(stage.epochs) for stage in trial.stages)
 
 
-def space(base: RunConfig, folder: Path) -> list[Walk]:
-    """Every setting of the ladders, walked with one store."""
+def space() -> list[dict[str, Any]]:
+    """Every setting of the ladders."""
+    return [dict(zip(LADDERS, values, strict=True)) for values in product(*LADDERS.values())]
+
+
+def walked(base: RunConfig, listed: Sequence[dict[str, Any]], folder: Path) -> list[Walk]:
+    """Every setting of the list, with one store."""
     store, found = stages(folder), []
-    for values in product(*LADDERS.values()):
-        config = apply(base, dict(zip(LADDERS, values, strict=True)))
+    for given in listed:
+        config = apply(base, given)
         steps = Experiment(config, store).trial(config).steps[1:]
         found.append({step.stage.key: len(step.stage.epochs) for step in steps})
     return found
 
 
+def counted(walks: Sequence[Walk]) -> tuple[int, int]:
+    """Epochs of the walks, each apart and all together."""
+    together = {key: epochs for walk in walks for key, epochs in walk.items()}
+    return sum(sum(walk.values()) for walk in walks), sum(together.values())
+
+
 def saved(walks: Sequence[Walk], baseline: int = 0) -> float:
     """How many times fewer epochs together than each apart, a baseline of so many included."""
-    apart = sum(baseline + sum(walk.values()) for walk in walks)
-    return apart / (baseline + sum({key: n for walk in walks for key, n in walk.items()}.values()))
+    apart, together = counted(walks)
+    return (len(walks) * baseline + apart) / (baseline + together)
 
 
 def spread(walks: Sequence[Walk], size: int, draws: int, baseline: int = 0) -> list[float]:
@@ -160,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
               f"alone in {equal} of {len(listed)}", flush=True)
     if asked.draws:
         with tempfile.TemporaryDirectory() as folder:
-            every = space(study.base, Path(folder))
+            every = walked(study.base, space(), Path(folder))
         for words, baseline in (("", 0), (", with a baseline each", study.base.baseline.epochs)):
             low, middle, high = spread(every, asked.trials, asked.draws, baseline)
             print(f"{asked.draws} lists of {asked.trials} of {len(every)} settings{words}: median "
