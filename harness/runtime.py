@@ -78,7 +78,7 @@ def memory_let_go() -> Iterator[None]:
 
 
 def _give_back() -> None:
-    """A card's cache, and what glibc keeps of freed tensors: half of a study's memory."""
+    """A card's cache, and what glibc keeps of freed tensors."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
