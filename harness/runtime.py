@@ -147,7 +147,7 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        ctypes.CDLL(None).malloc_trim(0)
+        pass
     return platform.processor() or platform.machine()
 
 

@@ -191,9 +191,9 @@ class _Course:
         recipe = self.recipe
         self._device = next(self.model.parameters()).device
         self._generator = torch.Generator().manual_seed(self.seed)
-        cuts = len(_parts(torch.arange(len(self.examples.targets)), recipe.batch_size))
-        self._per_epoch = max(1, cuts)
-        self._steps = recipe.epochs * cuts if recipe.updates is None else recipe.updates
+        parts = len(_parts(torch.arange(len(self.examples.targets)), recipe.batch_size))
+        self._per_epoch = max(1, parts)
+        self._steps = recipe.epochs * parts if recipe.updates is None else recipe.updates
         self._optimizer = _optimizer(self.model, recipe)
         self._rate = Schedule(recipe.schedule, recipe.lr, self._steps, self._per_epoch,
                               recipe.milestones, recipe.gamma, recipe.patience)
@@ -344,6 +344,7 @@ def batches(examples: Examples, recipe: Recipe, generator: torch.Generator,
 
 
 def _parts(order: Tensor, size: int) -> Sequence[Tensor]:
+    """Which examples each batch of an epoch has; see `batches` for the last one."""
     parts: Sequence[Tensor] = order.split(size)
     is_short = len(parts[-1]) < 2 and min(len(order), size) != 1
     return parts[:-1] if is_short else parts

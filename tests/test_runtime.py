@@ -122,6 +122,19 @@ def test_facts_of_the_machine_are_all_known_words() -> None:
     assert torch.__version__.startswith(found["version.torch"])
 
 
+def test_a_machine_without_proc_and_glibc_names_its_processor_and_runs_what_is_heavy(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda *_: object())  # no malloc_trim
+    monkeypatch.setattr(Path, "read_text", missing)
+    with memory_let_go():
+        assert runtime._processor.__wrapped__() == (platform.processor()
+                                                    or platform.machine())
+
+
 @pytest.mark.rows("R015")
 @pytest.mark.parametrize("has_card", [False, True])
 def test_what_a_card_keeps_is_given_back_before_what_is_heavy_and_a_cpu_keeps_nothing(
